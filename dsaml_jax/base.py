@@ -1,0 +1,132 @@
+"""Records shared by the whole library, and the letters their shapes use.
+
+`B` is the batch of windows, `T` the half-second steps of a window, `F` the spectral frames of a
+step, `M` the mel bands, `E` the width of the global embedding, `D` the width of the model, `S` the
+attention scales (local, global), `L` the encoder layers, `H` the heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import chex
+
+PyTree = Any
+PositionType = Literal["relative_key", "relative_key_query", "absolute"]
+
+STEPS_PER_SECOND = 2
+"""Annotations, features and predictions are all on this 2 Hz grid (DEAM and PMEmo's own)."""
+
+WINDOW_STEPS = 60
+"""Steps in one training window: 30 s."""
+
+
+class UsageError(Exception):
+    """Something the user can mend. The message is one line and says how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and options of :class:`dsaml_jax.DSAML`; defaults are the paper's full size.
+
+    Attributes:
+      width: `D`, width of the fused feature and of the encoder; a multiple of 4 and of `num_heads`.
+      num_heads: `H`, attention heads.
+      num_layers: `L`, encoder layers; the local and the global pass share them.
+      ffn_width: width of the encoder's feed-forward hidden layer.
+      local_context: the local pass lets step i see the steps j with |i - j| <= local_context.
+      global_context: the same for the global pass (30 of 60 in the paper, so not full attention).
+      position: `relative_key`, `relative_key_query`, or `absolute`, which here means no position
+        information at all, as in the reference.
+      max_position: the distance table has `2 * max_position - 1` rows, so it bounds `T`.
+      dropout: rate on attention probabilities, after the dense layers of the encoder, and in the
+        predictor. Active only in train mode.
+      embedding_width: `E`, width of the global embedding. None means `width`, the case of the
+        paper (1024 both), where the embedding is added as it is; another number adds a learned
+        projection in front.
+      use_local, use_global: ablations; at least one scale must stay.
+      use_adapter: ablation; without it the global embedding is not read.
+      diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
+      local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
+    """
+
+    width: int = 1024
+    num_heads: int = 16
+    num_layers: int = 3
+    ffn_width: int = 2048
+    local_context: int = 5
+    global_context: int = 30
+    position: PositionType = "relative_key"
+    max_position: int = 512
+    dropout: float = 0.1
+    embedding_width: int | None = None
+    use_local: bool = True
+    use_global: bool = True
+    use_adapter: bool = True
+    diagonal_weight: float = 1.0
+    local_diagonal: float = 0.9
+    global_diagonal: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.width % 4 or self.width % self.num_heads:
+            raise UsageError(
+                f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
+            )
+        if not (self.use_local or self.use_global):
+            raise UsageError("model.use_local and model.use_global cannot both be false")
+        if self.position not in ("relative_key", "relative_key_query", "absolute"):
+            raise UsageError(
+                f"model.position {self.position!r} is none of relative_key, relative_key_query, absolute"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError(f"model.dropout {self.dropout} must be in [0, 1)")
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        """Context of each scale in use, local first."""
+        scales = ((self.use_local, self.local_context), (self.use_global, self.global_context))
+        return tuple(context for used, context in scales if used)
+
+    @property
+    def diagonal_targets(self) -> tuple[float, ...]:
+        """Target of the diagonal attention loss of each scale in use, local first."""
+        scales = ((self.use_local, self.local_diagonal), (self.use_global, self.global_diagonal))
+        return tuple(target for used, target in scales if used)
+
+
+@chex.dataclass(frozen=True)
+class ModelOutput:
+    """What :class:`dsaml_jax.DSAML` returns.
+
+    Attributes:
+      arousal: `[B, T]`, trained towards [-1, 1] but not clipped.
+      valence: `[B, T]`.
+      attention: `[B, S, L, H, T, T]`, probabilities after the softmax and before dropout; scale 0
+        is local, 1 global (only the one in use when the other is ablated).
+    """
+
+    arousal: chex.Array
+    valence: chex.Array
+    attention: chex.Array
+
+
+@chex.dataclass(frozen=True)
+class SongBatch:
+    """`B` windows of songs with the curves one listener (or the mean listener) drew for them.
+
+    Attributes:
+      log_mel: `[B, T, F, M]` log-mel patches.
+      embedding: `[B, 1, E]` one global embedding per window, or `[B, T, E]` one per step.
+      arousal: `[B, T]` labels in [-1, 1]; any finite value where `labelled` is false.
+      valence: `[B, T]` likewise.
+      present: `[B, T]` bool, the steps that exist in the song.
+      labelled: `[B, T]` bool, the steps whose labels count.
+    """
+
+    log_mel: chex.Array
+    embedding: chex.Array
+    arousal: chex.Array
+    valence: chex.Array
+    present: chex.Array
+    labelled: chex.Array

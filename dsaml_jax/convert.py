@@ -1,0 +1,178 @@
+"""Between the published implementation's `state_dict` and this library's variables.
+
+The map is linear and one to one: transposes, reshapes and stacking only. So it also carries
+gradients, differences and optimiser moments from one world to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+
+from dsaml_jax.base import ModelConfig, UsageError
+
+Array = np.ndarray
+_Path = tuple[str, ...]
+
+ENCODER = "multi_scale_attention.encoder.encoder"
+ALIASES = "multi_scale_attention.multi_scale_attention."
+"""The reference registers its encoder three times; names that start like this repeat tensors."""
+
+
+def _transpose(x: Array) -> Array:
+    return np.swapaxes(x, -1, -2)
+
+
+def _conv_from_torch(x: Array) -> Array:
+    return x.transpose(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
+
+
+def _conv_to_torch(x: Array) -> Array:
+    return x.transpose(3, 2, 0, 1)
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
+_TO_OURS: dict[str, Callable[[Array], Array]] = {
+    "linear": _transpose,
+    "conv": _conv_from_torch,
+    "vector": _same,
+}
+_TO_TORCH: dict[str, Callable[[Array], Array]] = {
+    "linear": _transpose,
+    "conv": _conv_to_torch,
+    "vector": _same,
+}
+
+
+def _names(config: ModelConfig) -> dict[_Path, tuple[str, tuple[str, ...]]]:
+    """Our path -> (kind, the reference's names); two names are stacked on a new first axis."""
+    names: dict[_Path, tuple[str, tuple[str, ...]]] = {}
+
+    def weight_and_bias(ours: _Path, theirs: str, kind: str = "linear") -> None:
+        names["params", *ours, "kernel"] = (kind, (f"{theirs}.weight",))
+        names["params", *ours, "bias"] = ("vector", (f"{theirs}.bias",))
+
+    def norm(ours: _Path, theirs: str) -> None:
+        names["params", *ours, "scale"] = ("vector", (f"{theirs}.weight",))
+        names["params", *ours, "bias"] = ("vector", (f"{theirs}.bias",))
+
+    extractor = "spectrogram_feature_extractor"
+    for block in range(2):
+        theirs = f"{extractor}.feature_extractor.{block}"
+        weight_and_bias(("spectrogram", f"conv{block}"), f"{theirs}.conv", "conv")
+        ours = ("spectrogram", f"norm{block}")
+        norm(ours, f"{theirs}.bn")
+        names["batch_stats", *ours, "mean"] = ("vector", (f"{theirs}.bn.running_mean",))
+        names["batch_stats", *ours, "var"] = ("vector", (f"{theirs}.bn.running_var",))
+    weight_and_bias(("spectrogram", "conv_out"), f"{extractor}.conv1x1", "conv")
+
+    weight_and_bias(("adapter", "spectrogram"), "fusion_model.spectrogram_feature_project")
+    weight_and_bias(("adapter", "fusion"), "fusion_model.fusion_project")
+
+    for layer in range(config.num_layers):
+        ours, theirs = ("encoder", f"layer{layer}"), f"{ENCODER}.layer.{layer}"
+        for part in ("query", "key", "value"):
+            weight_and_bias((*ours, "attention", part), f"{theirs}.attention.attention.{part}")
+        if config.position != "absolute":
+            names["params", *ours, "attention", "distance"] = (
+                "vector",
+                (f"{theirs}.attention.attention.distance_embedding.weight",),
+            )
+        weight_and_bias((*ours, "attention_out"), f"{theirs}.attention.output.dense")
+        norm((*ours, "attention_norm"), f"{theirs}.attention.output.LayerNorm")
+        weight_and_bias((*ours, "ffn_in"), f"{theirs}.intermediate.dense")
+        weight_and_bias((*ours, "ffn_out"), f"{theirs}.output.dense")
+        norm((*ours, "ffn_norm"), f"{theirs}.output.LayerNorm")
+
+    lstm = "sequence_predict_model.bilstm"
+    for ours_name, theirs_name, kind in (
+        ("input_kernel", "weight_ih", "linear"),
+        ("hidden_kernel", "weight_hh", "linear"),
+        ("input_bias", "bias_ih", "vector"),
+        ("hidden_bias", "bias_hh", "vector"),
+    ):
+        names["params", "predictor", "bilstm", ours_name] = (
+            kind,
+            (f"{lstm}.{theirs_name}_l0", f"{lstm}.{theirs_name}_l0_reverse"),
+        )
+    weight_and_bias(("predictor", "hidden"), "sequence_predict_model.layers.0")
+    weight_and_bias(("predictor", "out"), "sequence_predict_model.layers.2")
+    return names
+
+
+def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """Variables of :class:`dsaml_jax.DSAML` from the reference's `state_dict`.
+
+    Args:
+      state_dict: the reference's names to numpy arrays; the aliases of the encoder and
+        `num_batches_tracked` are ignored.
+      config: must agree in layers and position type (widths follow the arrays).
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` of numpy arrays.
+
+    Raises:
+      UsageError: a name is missing, or one is left over, and which.
+    """
+    remaining = {
+        name
+        for name in state_dict
+        if not name.startswith(ALIASES) and not name.endswith("num_batches_tracked")
+    }
+    flat: dict[_Path, Array] = {}
+    for path, (kind, theirs) in _names(config).items():
+        missing = [name for name in theirs if name not in state_dict]
+        if missing:
+            raise UsageError(f"the state dict has no {missing[0]}; is the model's configuration right?")
+        arrays = [_TO_OURS[kind](np.asarray(state_dict[name])) for name in theirs]
+        flat[path] = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+        remaining -= set(theirs)
+    if remaining:
+        raise UsageError(f"the state dict has {sorted(remaining)[0]}, which this model has not")
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Array]:
+    """Inverse of :func:`from_torch`, without aliases and without `num_batches_tracked`.
+
+    Collections that `variables` lacks are left out, so gradients convert as `{"params": grads}`.
+    """
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    state_dict: dict[str, Array] = {}
+    for path, (kind, theirs) in _names(config).items():
+        if path[0] not in variables:
+            continue
+        array = np.asarray(flat[path])
+        parts = array if len(theirs) > 1 else [array]
+        for name, part in zip(theirs, parts, strict=True):
+            state_dict[name] = _TO_TORCH[kind](part)
+    return state_dict
+
+
+def load_torch_file(path: Path) -> dict[str, Array]:
+    """Reads a PyTorch checkpoint (extra `[torch]`) without running any code from it.
+
+    Raises:
+      UsageError: PyTorch is not installed, or the file is not a plain state dict.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UsageError("reading a .pth file needs PyTorch: pip install 'dsaml_jax[torch]'") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds here, none of them documented
+        raise UsageError(f"{path}: not a state dict that loads safely ({type(error).__name__})") from error
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
+        raise UsageError(f"{path}: holds something other than a state dict of tensors")
+    return {name: tensor.numpy() for name, tensor in loaded.items()}
