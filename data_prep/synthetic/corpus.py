@@ -1,0 +1,170 @@
+"""Writes the embedded corpus to disk in DEAM's folder layout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.base import DataError
+from data_prep.deam import ANNOTATION_START
+from data_prep.parallel import parallel_map
+from data_prep.synthetic import listeners as people
+from data_prep.synthetic import music
+
+FORMAT = 1
+MARKER = "synthetic.json"
+LICENCE = "synthetic, made by dsaml_jax: no rights reserved (CC0)"
+RATERS_PER_SONG = 10
+_TIMES = np.arange(ANNOTATION_START, music.SECONDS, 0.5)
+
+Progress = Callable[[int, int], None]
+
+
+def write_corpus(
+    root: Path,
+    *,
+    songs: int = 200,
+    annotators: int = 100,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Composes, renders and rates a corpus, or finds that it is already there.
+
+    About ten annotators rate each song, and every annotator about as many songs as any other.
+
+    Args:
+      root: folder to make. It appears complete or not at all.
+      songs: ids 1, 2, ...
+      annotators: ids `listener000`, ...
+      seed: of everything.
+      workers: processes; None takes all cores.
+      progress: called with songs done and songs in all.
+
+    Returns:
+      `root`.
+
+    Raises:
+      DataError: `root` exists and is something else.
+    """
+    raters = min(RATERS_PER_SONG, annotators)
+    settings = {
+        "format": FORMAT, "songs": songs, "annotators": annotators, "seed": seed,
+        "raters_per_song": raters,
+    }  # fmt: skip
+    if songs < 5 or annotators < 3:
+        raise DataError(f"{songs} songs and {annotators} annotators; 5 and 3 are the least")
+    if (root / MARKER).is_file():
+        if json.loads((root / MARKER).read_text()) == settings:
+            return root
+        raise DataError(f"{root} holds a synthetic corpus with other settings; choose another folder")
+    if root.exists() and any(root.iterdir()):
+        raise DataError(f"{root} is not empty; choose another folder")
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        _write(temporary, songs, annotators, raters, seed, workers, progress)
+        (temporary / MARKER).write_text(json.dumps(settings))
+        if root.exists():
+            root.rmdir()
+        temporary.chmod(0o755)
+        os.replace(temporary, root)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def _write(
+    root: Path,
+    songs: int,
+    annotators: int,
+    raters: int,
+    seed: int,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    audio = root / "DEAM_audio" / "MEMD_audio"
+    annotations = root / "DEAM_Annotations" / "annotations"
+    dynamic = "dynamic (per second annotations)"
+    averaged = annotations / "annotations averaged per song" / dynamic
+    per_rater = annotations / "annotations per each rater" / dynamic
+    for folder in (audio, averaged, per_rater / "arousal", per_rater / "valence"):
+        folder.mkdir(parents=True)
+
+    random = np.random.RandomState(_seed(seed, 0))
+    crowd = [people.draw_listener(random) for _ in range(annotators)]
+    who = _assign(songs, annotators, raters, random)
+    jobs = [
+        (seed, song + 1, str(audio), [(int(a), crowd[a]) for a in who[song]])
+        for song in range(songs)
+    ]
+    header = [f"sample_{round(1000 * time)}ms" for time in _TIMES]
+    means: list[np.ndarray] = []
+    for song, curves in enumerate(parallel_map(_make_song, jobs, workers), start=1):
+        for column, dimension in enumerate(people.DIMENSIONS):
+            rows = [
+                [f"listener{annotator:03d}", *_numbers(curve[:, column])]
+                for annotator, curve in zip(who[song - 1], curves, strict=True)
+            ]
+            _write_csv(per_rater / dimension / f"{song}.csv", ["WorkerId", *header], rows)
+        means.append(curves.mean(axis=0))
+        if progress:
+            progress(song, songs)
+    for column, dimension in enumerate(people.DIMENSIONS):
+        rows = [[str(song), *_numbers(m[:, column])] for song, m in enumerate(means, start=1)]
+        _write_csv(averaged / f"{dimension}.csv", ["song_id", *header], rows)
+
+
+def _seed(*parts: int) -> np.ndarray:
+    """Seeds of independent streams: RandomState mixes an array of integers."""
+    return np.array([20_240_831, *parts], np.uint32)
+
+
+def _assign(songs: int, annotators: int, raters: int, random: np.random.RandomState) -> np.ndarray:
+    """`[songs, raters]`: for each song those who have rated least so far, ties by lot."""
+    load = np.zeros(annotators)
+    chosen = np.empty((songs, raters), int)
+    for song in range(songs):
+        order = np.argsort(load + random.random_sample(annotators), kind="stable")
+        chosen[song] = np.sort(order[:raters])
+        load[chosen[song]] += 1
+    return chosen
+
+
+def _make_song(job: tuple[int, int, str, list[tuple[int, people.Listener]]]) -> np.ndarray:
+    """Writes one song's audio; returns its ratings `[raters, n, 2]`."""
+    import soundfile
+
+    seed, song, folder, raters = job
+    random = np.random.RandomState(_seed(seed, 1, song))
+    sections = music.compose(random)
+    sound = music.render(sections, random)
+    soundfile.write(Path(folder) / f"{song}.flac", sound, music.SAMPLE_RATE, subtype="PCM_16")
+    cues = music.cue_curves(sections, people.cue_grid(music.SECONDS))
+    return np.stack(
+        [
+            people.rate_song(
+                listener, cues, _TIMES, np.random.RandomState(_seed(seed, 2, song, annotator))
+            )
+            for annotator, listener in raters
+        ]
+    )
+
+
+def _numbers(curve: np.ndarray) -> list[str]:
+    return [f"{value:.6f}" for value in curve]
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    path.write_text(text.getvalue())
