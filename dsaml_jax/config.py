@@ -1,0 +1,246 @@
+"""A run's configuration: presets, `--set key=value`, and the JSON in the work directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+from dsaml_jax.base import ModelConfig, UsageError
+from dsaml_jax.meta import algorithm_names
+
+FORMAT_VERSION = 1
+"""Of the JSON written into work directories and checkpoints."""
+
+_Config = TypeVar("_Config")
+
+
+def _check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{key} {value!r} is none of {', '.join(map(str, choices))}")
+
+
+def _check_choices(config: Any, section: str) -> None:
+    for field, kind in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(kind) is Literal:
+            _check_choice(f"{section}.{field}", getattr(config, field), typing.get_args(kind))
+
+
+def _check_positive(config: Any, section: str, fields: tuple[str, ...]) -> None:
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise UsageError(f"{section}.{field} must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaConfig:
+    """Meta-learning settings of PDMER.
+
+    Attributes:
+      algorithm: name for :func:`dsaml_jax.meta.algorithm`.
+      steps: inner steps.
+      learning_rate: of the inner steps.
+      tasks: annotators per meta-step.
+      support_songs: songs to adapt on.
+      query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.
+      min_songs: annotators with fewer songs make no tasks; at least `support_songs + 1`.
+      inner_loss: `dsaml`, the loss of the paper, or `squared_error`, which is bounded where the
+        paper's grows without limit (see `dsaml_jax.losses.squared_error`).
+      batch_norm: statistics that normalise while adapting and in the meta-step: `batch`, as in the
+        reference, or `running`, the ones that are also used for prediction. Running statistics follow
+        the query batches in both cases.
+      task_kind: `annotator`, or `random`: tasks that mix annotators, the contrast of the paper.
+    """
+
+    algorithm: str = "fomaml"
+    steps: int = 16
+    learning_rate: float = 5e-3
+    tasks: int = 16
+    support_songs: int = 1
+    query_songs: int = 15
+    min_songs: int = 16
+    inner_loss: Literal["dsaml", "squared_error"] = "dsaml"
+    batch_norm: Literal["batch", "running"] = "batch"
+    task_kind: Literal["annotator", "random"] = "annotator"
+
+    def __post_init__(self) -> None:
+        _check_choice("meta.algorithm", self.algorithm, algorithm_names())
+        _check_choices(self, "meta")
+        _check_positive(self, "meta", ("tasks", "support_songs", "query_songs"))
+        if self.steps < 0:
+            raise UsageError("meta.steps must be 0 or more")
+        if self.min_songs <= self.support_songs:
+            raise UsageError("meta.min_songs must be more than meta.support_songs")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """What is trained and for how long.
+
+    Attributes:
+      task: `dmer`, the curve listeners agree on, or `pdmer`, meta-learning over annotators.
+      steps: optimiser steps.
+      seed: of the initialisation, the sampler, dropout, and who is held out.
+      learning_rate: of Adam.
+      batch_songs: songs per step of DMER.
+      log_every: steps per line of the metrics file.
+      validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
+      validation_tasks: at most so many tasks in a validation of PDMER.
+      init_from: work directory of a run to start from (its best checkpoint); empty for none.
+    """
+
+    task: Literal["dmer", "pdmer"] = "pdmer"
+    steps: int = 2000
+    seed: int = 0
+    learning_rate: float = 5e-5
+    batch_songs: int = 15
+    log_every: int = 10
+    validate_every: int = 100
+    validation_tasks: int = 32
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        _check_choices(self, "training")
+        _check_positive(
+            self, "training", ("steps", "batch_songs", "log_every", "validate_every", "validation_tasks")
+        )
+        if self.validate_every % self.log_every:
+            raise UsageError("training.validate_every must be a multiple of training.log_every")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError("training.seed must be in [0, 2^32)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run, apart from the data.
+
+    Attributes:
+      model: the network and its loss.
+      meta: adaptation, in training and afterwards.
+      training: task, steps, optimiser.
+    """
+
+    model: ModelConfig = ModelConfig()
+    meta: MetaConfig = MetaConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+_OURS = MetaConfig(
+    steps=5, learning_rate=0.05, min_songs=4, inner_loss="squared_error", batch_norm="running"
+)
+
+PRESETS: dict[str, RunConfig] = {
+    "reference": RunConfig(),
+    "default": RunConfig(
+        model=ModelConfig(dropout=0.1),
+        meta=_OURS,
+        training=TrainingConfig(learning_rate=1e-4),
+    ),
+    "tiny": RunConfig(
+        model=ModelConfig(width=64, num_heads=4, num_layers=1, ffn_width=128, dropout=0.0),
+        meta=dataclasses.replace(_OURS, tasks=8, query_songs=4, algorithm="maml"),
+        training=TrainingConfig(steps=300, learning_rate=1e-3, validate_every=50),
+    ),
+}
+"""`reference`: the published settings. `default`: the same network with what we found to adapt better.
+`tiny`: a small network for a CPU and for the demo."""
+
+
+def preset(name: str) -> RunConfig:
+    """A preset by name.
+
+    Raises:
+      UsageError: no such preset.
+    """
+    _check_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name]
+
+
+def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
+    """Applies `key=value` settings such as `meta.steps=4`.
+
+    Raises:
+      UsageError: an unknown key (with the nearest known one) or a value of another type.
+    """
+    values: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set {setting!r}: write key=value, for example meta.steps=4")
+        known = flatten(config)
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise UsageError(f"unknown setting {key!r}{hint}")
+        section, _, field = key.partition(".")
+        kind = typing.get_type_hints(type(getattr(config, section)))[field]
+        values.setdefault(section, {})[field] = _parse(key, text, kind)
+    return dataclasses.replace(
+        config,
+        **{name: dataclasses.replace(getattr(config, name), **new) for name, new in values.items()},
+    )
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """`{"meta.steps": 16, ...}` of a dataclass of dataclasses."""
+    return {
+        f"{section}.{field}": value
+        for section, fields in dataclasses.asdict(config).items()
+        for field, value in fields.items()
+    }
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Plain values for a JSON file."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict[str, Any], where: str) -> RunConfig:
+    """Inverse of :func:`to_json`.
+
+    Raises:
+      UsageError: keys this version does not know, or values it refuses.
+    """
+    try:
+        return RunConfig(
+            model=_build(ModelConfig, values["model"]),
+            meta=_build(MetaConfig, values["meta"]),
+            training=_build(TrainingConfig, values["training"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{where}: not a configuration this version can read ({error})") from None
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """`key: old -> new` for each setting that differs."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{key}: {json.dumps(before[key])} -> {json.dumps(after[key])}"
+        for key in before
+        if before[key] != after[key]
+    ]
+
+
+def _build(kind: type[_Config], values: dict[str, Any]) -> _Config:
+    return kind(**values)
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() in ("none", "null"):
+        return None
+    base = next(option for option in options if option is not type(None))
+    if typing.get_origin(base) is Literal or base is str:
+        return text
+    if base is bool:
+        if text.lower() not in ("true", "false"):
+            raise UsageError(f"{key} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return base(text)
+    except ValueError:
+        raise UsageError(f"{key} is {'a whole' if base is int else 'a'} number, not {text!r}") from None

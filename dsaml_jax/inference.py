@@ -1,0 +1,113 @@
+"""Curves of whole songs: the front end once per half-second step, the rest once per window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsaml_jax.base import WINDOW_STEPS
+from dsaml_jax.models.dsaml import DSAML
+
+Variables = Mapping[str, Any]
+
+
+def song_curve(
+    model: DSAML,
+    variables: Variables,
+    log_mel: jax.Array,
+    embedding: jax.Array,
+    window_start: jax.Array,
+    *,
+    steps: jax.Array,
+    windows: jax.Array,
+    per_step: bool,
+) -> jax.Array:
+    """Arousal and valence of one song, padded to static shapes.
+
+    Each step is taken from the window in whose middle it lies most. (The reference slides a window by
+    one step, runs the front end for every window, and is off by one step from the sixtieth on.)
+
+    Args:
+      model: the network.
+      variables: its `params` and `batch_stats`.
+      log_mel: `[n, F, M]`, n >= steps.
+      embedding: `[w, E]` per window or `[n, E]` per step.
+      window_start: `[w]` first step of each window.
+      steps: scalar, how many steps are real.
+      windows: scalar, how many windows are real.
+      per_step: which of the two kinds of embedding it is.
+
+    Returns:
+      `[n, 2]`; what lies beyond `steps` means nothing.
+    """
+    chex.assert_rank([log_mel, embedding, window_start], [3, 2, 1])
+    length = log_mel.shape[0]
+    features = model.apply(variables, log_mel[None], method=DSAML.encode)[0]
+    inside = window_start[:, None] + jnp.arange(WINDOW_STEPS)[None]  # [w, T]
+    present = inside < steps
+    rows = jnp.minimum(inside, length - 1)
+    out = model.apply(
+        variables,
+        features[rows],
+        embedding[rows] if per_step else embedding[:, None],
+        present=present,
+        method=DSAML.predict,
+    )
+    curves = jnp.stack([out.arousal, out.valence], axis=-1)  # [w, T, 2]
+
+    offset = jnp.arange(length)[:, None] - window_start[None]  # [n, w]
+    usable = (offset >= 0) & (offset < WINDOW_STEPS) & (jnp.arange(len(window_start)) < windows)[None]
+    from_middle = jnp.abs(2 * offset - (WINDOW_STEPS - 1))
+    best = jnp.argmin(jnp.where(usable, from_middle, 2**30), axis=1)  # [n]
+    at = jnp.clip(jnp.take_along_axis(offset, best[:, None], 1)[:, 0], 0, WINDOW_STEPS - 1)
+    return curves[best, at]
+
+
+_jitted_song_curve = jax.jit(song_curve, static_argnames=("model", "per_step"))
+
+
+def predict_song(
+    model: DSAML,
+    variables: Variables,
+    log_mel: np.ndarray,
+    embedding: np.ndarray,
+    window_start: np.ndarray,
+    *,
+    per_step: bool,
+) -> np.ndarray:
+    """`[n, 2]` arousal and valence of a song from its features, on the host.
+
+    Lengths are padded to powers of two (and no less than a window), so that a folder of songs compiles
+    a handful of programs.
+
+    Args:
+      model: the network.
+      variables: its variables.
+      log_mel: `[n, F, M]`.
+      embedding: `[w, E]` or `[n, E]`.
+      window_start: `[w]`.
+      per_step: whether there is one embedding per step.
+    """
+    steps, windows = len(log_mel), len(window_start)
+    length = max(WINDOW_STEPS, 1 << (steps - 1).bit_length())
+    slots = max(1, 1 << (windows - 1).bit_length())
+    curve = _jitted_song_curve(
+        model,
+        variables,
+        _pad(np.asarray(log_mel, np.float32), length),
+        _pad(embedding, length if per_step else slots),
+        _pad(window_start, slots),
+        steps=steps,
+        windows=windows,
+        per_step=per_step,
+    )
+    return np.asarray(curve)[:steps]
+
+
+def _pad(array: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([array, np.repeat(array[-1:], length - len(array), axis=0)])

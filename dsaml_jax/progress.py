@@ -1,0 +1,61 @@
+"""Progress on the screen, which can be told to be quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Console:
+    """Prints what a person wants to see; numbers and files do not depend on it.
+
+    Attributes:
+      quiet: print nothing but errors.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        """Starts the clock of :meth:`elapsed`."""
+        self.quiet = quiet
+        self._started = time.monotonic()
+
+    def say(self, text: str = "") -> None:
+        """A line on the standard output."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def bar(self, total: int, title: str, unit: str, done: int = 0) -> tqdm:
+        """A progress bar with speed and time left, on the standard error."""
+        live = sys.stderr.isatty()
+        return tqdm(
+            total=total,
+            desc=title,
+            unit=unit,
+            initial=done,
+            disable=self.quiet,
+            file=sys.stderr,
+            dynamic_ncols=live,
+            mininterval=0.2 if live else 10.0,
+            ascii=None if live else True,
+        )
+
+    def counter(self, title: str, unit: str) -> Callable[[int, int], None]:
+        """A callback `(done, total)` that draws a bar."""
+        state: dict[str, Any] = {}
+
+        def update(done: int, total: int) -> None:
+            bar = state.setdefault("bar", None) or self.bar(total, title, unit)
+            state["bar"] = bar
+            bar.update(done - bar.n)
+            if done >= total:
+                bar.close()
+
+        return update

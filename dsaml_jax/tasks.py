@@ -1,0 +1,248 @@
+"""Annotator tasks: which songs of whom, as a pure function of (pool, seed, step).
+
+A task is a person: support and query are different songs that the *same* annotator rated. All randomness is
+uniform doubles of a counter-seeded PCG64, ordered by `argsort`, so the order of calls, the number of devices
+and the version of numpy's distributions do not matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dsaml_jax.base import UsageError
+
+SUPPORT_WINDOWS = 4
+"""Most windows of one support song that adaptation reads outside training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskPool:
+    """Who can make tasks.
+
+    Attributes:
+      annotators: `[A]` indices of the people in the pool.
+      ratings: `[A, K]` int32 indices of each one's ratings, -1 beyond `counts`.
+      counts: `[A]`.
+      songs: `[R]` song of every rating of the corpus.
+      windows: `[N]` how many windows of each song may be drawn.
+      excluded: `[X, 2]` people with too few songs, and how many they have.
+    """
+
+    annotators: np.ndarray
+    ratings: np.ndarray
+    counts: np.ndarray
+    songs: np.ndarray
+    windows: np.ndarray
+    excluded: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskBatch:
+    """Tasks as indices. Padding is rating -1 (with song 0 and window 0).
+
+    Attributes:
+      annotator: `[tasks]`; -1 where a task mixes people.
+      support: `[tasks, S]` rating indices; `support_song`, `support_window` likewise.
+      query: `[tasks, Q]`; `query_song`, `query_window` likewise.
+    """
+
+    annotator: np.ndarray
+    support: np.ndarray
+    support_song: np.ndarray
+    support_window: np.ndarray
+    query: np.ndarray
+    query_song: np.ndarray
+    query_window: np.ndarray
+
+
+def make_pool(
+    ratings: np.ndarray,
+    rating_annotator: np.ndarray,
+    rating_song: np.ndarray,
+    windows: np.ndarray,
+    *,
+    min_songs: int,
+) -> TaskPool:
+    """Groups ratings by annotator.
+
+    Args:
+      ratings: indices of the ratings of this part of the corpus.
+      rating_annotator: `[R]` annotator of every rating of the corpus.
+      rating_song: `[R]` song of every rating.
+      windows: `[N]` drawable windows of every song.
+      min_songs: people with fewer ratings here go to `excluded`.
+
+    Raises:
+      UsageError: nobody has enough songs.
+    """
+    people, counts = np.unique(rating_annotator[ratings], return_counts=True)
+    enough = counts >= min_songs
+    if not enough.any():
+        most = int(counts.max()) if len(counts) else 0
+        raise UsageError(
+            f"no annotator has {min_songs} songs here (the most is {most}); "
+            f"lower meta.min_songs or prepare more songs"
+        )
+    kept, kept_counts = people[enough], counts[enough]
+    table = np.full((len(kept), kept_counts.max()), -1, np.int32)
+    for row, person in enumerate(kept):
+        table[row, : kept_counts[row]] = np.sort(ratings[rating_annotator[ratings] == person])
+    return TaskPool(
+        annotators=kept,
+        ratings=table,
+        counts=kept_counts,
+        songs=rating_song,
+        windows=windows,
+        excluded=np.stack([people[~enough], counts[~enough]], axis=-1),
+    )
+
+
+def _uniform(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, *stream))))
+
+
+def _padded(ratings: np.ndarray, width: int) -> np.ndarray:
+    """Cuts or fills with -1 to `[tasks, width]`."""
+    short = max(0, width - ratings.shape[1])
+    return np.pad(ratings, ((0, 0), (0, short)), constant_values=-1)[:, :width]
+
+
+def _batch(
+    pool: TaskPool,
+    annotator: np.ndarray,
+    support: np.ndarray,
+    query: np.ndarray,
+    draw: np.random.Generator | None,
+) -> TaskBatch:
+    """Adds songs, and windows: drawn, or the first where `draw` is None."""
+
+    def song_and_window(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        songs = np.where(ratings >= 0, pool.songs[ratings], 0).astype(np.int32)
+        share = draw.random(ratings.shape) if draw else np.zeros(ratings.shape)
+        window = np.where(ratings >= 0, (share * pool.windows[songs]).astype(np.int32), 0)
+        return songs, window.astype(np.int32)
+
+    return TaskBatch(
+        annotator.astype(np.int32),
+        support.astype(np.int32),
+        *song_and_window(support),
+        query.astype(np.int32),
+        *song_and_window(query),
+    )
+
+
+def sample_tasks(
+    pool: TaskPool,
+    *,
+    seed: int,
+    step: int,
+    tasks: int,
+    support_songs: int,
+    query_songs: int,
+    kind: str = "annotator",
+) -> TaskBatch:
+    """Tasks of one meta-step.
+
+    Args:
+      pool: who.
+      seed: of the run.
+      step: of the run; each has its own draw.
+      tasks: how many. Nobody comes twice unless there are more tasks than people.
+      support_songs: `S`.
+      query_songs: `Q` at most; people with fewer songs are padded.
+      kind: `annotator`; or `random`: each task takes songs at random, and for each song somebody who rated
+        it, so that support and query are by different people.
+    """
+    draw = _uniform(seed, step)
+    if kind == "random":
+        return _random_tasks(pool, draw, tasks, support_songs, query_songs)
+    rounds = -(-tasks // len(pool.annotators))
+    order = np.argsort(draw.random((rounds, len(pool.annotators))), axis=1, kind="stable")
+    who = order.reshape(-1)[:tasks]
+    keys = draw.random((tasks, pool.ratings.shape[1]))
+    keys[pool.ratings[who] < 0] = 2.0  # padding sorts last
+    shuffled = np.take_along_axis(pool.ratings[who], np.argsort(keys, axis=1, kind="stable"), 1)
+    support = shuffled[:, :support_songs]
+    query = _padded(shuffled[:, support_songs:], query_songs)
+    return _batch(pool, pool.annotators[who], support, query, draw)
+
+
+def _random_tasks(
+    pool: TaskPool, draw: np.random.Generator, tasks: int, support_songs: int, query_songs: int
+) -> TaskBatch:
+    everything = pool.ratings[pool.ratings >= 0]
+    chosen = np.full((tasks, support_songs + query_songs), -1, np.int32)
+    for task in range(tasks):
+        shuffled = everything[np.argsort(draw.random(len(everything)), kind="stable")]
+        _, first = np.unique(pool.songs[shuffled], return_index=True)  # one rating per song
+        mixed = shuffled[np.sort(first)][: chosen.shape[1]]
+        chosen[task, : len(mixed)] = mixed
+    support, query = chosen[:, :support_songs], chosen[:, support_songs:]
+    return _batch(pool, np.full(tasks, -1), support, query, draw)
+
+
+def evaluation_tasks(
+    pool: TaskPool,
+    *,
+    seed: int,
+    supports: int,
+    support_songs: int = 1,
+    most: int | None = None,
+) -> TaskBatch:
+    """For every annotator, `supports` tasks that each adapt on other songs of theirs.
+
+    The query is all the songs that are not the support. Of a long support song up to
+    :data:`SUPPORT_WINDOWS` windows are used, evenly spread.
+
+    Args:
+      pool: who; everyone has more than `support_songs` songs.
+      seed: of which songs are the supports.
+      supports: tasks per annotator, as far as they have songs.
+      support_songs: `S`.
+      most: cap on the tasks in all, evenly spread.
+    """
+    keys = _uniform(seed, 2**31).random(pool.ratings.shape)
+    keys[pool.ratings < 0] = 2.0
+    shuffled = np.take_along_axis(pool.ratings, np.argsort(keys, axis=1, kind="stable"), 1)
+    chosen = [
+        (person, np.roll(shuffled[person, : pool.counts[person]], -i))
+        for person in range(len(pool.annotators))
+        for i in range(min(supports, pool.counts[person]))
+    ]
+    if most is not None and len(chosen) > most:
+        chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
+    width = max(len(mine) for _, mine in chosen) - support_songs
+    who = np.array([person for person, _ in chosen])
+    support = np.stack([mine[:support_songs] for _, mine in chosen])
+    query = np.concatenate([_padded(mine[None, support_songs:], width) for _, mine in chosen])
+    batch = _batch(pool, pool.annotators[who], support, query, draw=None)
+    return _with_all_support_windows(pool, batch)
+
+
+def _with_all_support_windows(pool: TaskPool, batch: TaskBatch) -> TaskBatch:
+    """One support entry per window of each support song; songs with fewer windows are padded."""
+    counts = pool.windows[batch.support_song][..., None]  # [tasks, S, 1]
+    slots = min(SUPPORT_WINDOWS, int(counts.max()))
+    slot = np.arange(slots)[None, None]
+    used = np.minimum(counts, slots)
+    window = np.round(slot * (counts - 1) / np.maximum(used - 1, 1)).astype(np.int32)
+    real = slot < used
+    shape = (len(batch.support), -1)
+    return dataclasses.replace(
+        batch,
+        support=np.where(real, batch.support[..., None], -1).reshape(shape),
+        support_song=np.where(real, batch.support_song[..., None], 0).reshape(shape),
+        support_window=np.where(real, window, 0).reshape(shape),
+    )
+
+
+def same_song_tasks(pool: TaskPool, *, most: int | None = None) -> TaskBatch:
+    """Protocol `reference`: adapt on the first 30 s of a song and be judged on the same song."""
+    ratings = pool.ratings[pool.ratings >= 0]
+    who = np.repeat(pool.annotators, pool.counts)
+    if most is not None and len(ratings) > most:
+        picked = np.linspace(0, len(ratings) - 1, most).round().astype(int)
+        ratings, who = ratings[picked], who[picked]
+    return _batch(pool, who, ratings[:, None], ratings[:, None], draw=None)
