@@ -24,7 +24,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audio import AUDIO_SUFFIXES
-from data_prep.base import AnnotatedCorpus, DataError, Rating, Song, Split, split_by_rank
+from data_prep.base import (
+    AnnotatedCorpus,
+    DataError,
+    Rating,
+    Song,
+    Split,
+    split_by_rank,
+)
 
 ANNOTATION_START = 15.0
 """Seconds into a song where annotations begin."""

@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 
 from data_prep.audio import load_audio
-from data_prep.base import SPLITS, STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song, Split
+from data_prep.base import (
+    SPLITS,
+    STEPS_PER_SECOND,
+    AnnotatedCorpus,
+    DataError,
+    Song,
+    Split,
+)
 from data_prep.features import FeatureConfig, log_mel, song_features
 from data_prep.parallel import parallel_map
 

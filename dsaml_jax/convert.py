@@ -156,6 +156,30 @@ def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Arr
     return state_dict
 
 
+def infer_config(state_dict: Mapping[str, Any]) -> ModelConfig:
+    """The configuration a `state_dict` of the reference fits: sizes from shapes, contexts as published.
+
+    Raises:
+      UsageError: not a state dict of the reference.
+    """
+    try:
+        width = len(state_dict["fusion_model.fusion_project.bias"])
+        ffn_width = len(state_dict[f"{ENCODER}.layer.0.intermediate.dense.bias"])
+    except KeyError as error:
+        raise UsageError(f"the state dict has no {error.args[0]}: not a model of the reference") from None
+    layers = {name.split(".")[4] for name in state_dict if name.startswith(f"{ENCODER}.layer.")}
+    table = state_dict.get(f"{ENCODER}.layer.0.attention.attention.distance_embedding.weight")
+    if table is None:
+        raise UsageError("the state dict has no distance embedding; its number of heads is not known")
+    return ModelConfig(
+        width=width,
+        num_heads=width // table.shape[1],
+        num_layers=len(layers),
+        ffn_width=ffn_width,
+        max_position=(table.shape[0] + 1) // 2,
+    )
+
+
 def load_torch_file(path: Path) -> dict[str, Array]:
     """Reads a PyTorch checkpoint (extra `[torch]`) without running any code from it.
 

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import chex
 from data_prep.base import replacing
 from data_prep.shards import Corpus
 from dsaml_jax import checkpoints, meta
@@ -41,7 +41,13 @@ from dsaml_jax.corpus import (
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
-from dsaml_jax.tasks import TaskBatch, TaskPool, evaluation_tasks, make_pool, sample_tasks
+from dsaml_jax.tasks import (
+    TaskBatch,
+    TaskPool,
+    evaluation_tasks,
+    make_pool,
+    sample_tasks,
+)
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -6,7 +6,13 @@ tasks. None of them knows of music.
 """
 
 from dsaml_jax.meta.adapt import adapt
-from dsaml_jax.meta.algorithms import FOMAML, MAML, Algorithm, algorithm, algorithm_names
+from dsaml_jax.meta.algorithms import (
+    FOMAML,
+    MAML,
+    Algorithm,
+    algorithm,
+    algorithm_names,
+)
 from dsaml_jax.meta.gradients import meta_gradient
 
 __all__ = [

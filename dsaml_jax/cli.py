@@ -1,0 +1,300 @@
+"""The command `dsaml`. Bad input ends in one line that says what to do, and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.base import DataError
+from dsaml_jax.base import UsageError
+
+_EPILOG = "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    _enable_compile_cache()
+    try:
+        command: Callable[[argparse.Namespace], None] = options.run
+        command(options)
+        return 0
+    except (UsageError, DataError) as error:
+        return _fail(options, error, str(error), 2)
+    except KeyboardInterrupt as error:
+        return _fail(options, error, "interrupted; the same command goes on where it stopped", 130)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(options, error, f"{place}{error.strerror or error}", 1)
+
+
+def _fail(options: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
+    if options.debug:
+        raise error
+    print(f"dsaml: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _enable_compile_cache() -> None:
+    """Keeps compiled programs between commands, in $DSAML_CACHE or the user's cache folder."""
+    import jax
+
+    base = os.environ.get("DSAML_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dsaml_jax"
+    )
+    jax.config.update("jax_compilation_cache_dir", base)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# ---- The commands. Imports are inside, so that --help is instant.
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from dsaml_jax.demo import run_demo
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    run_demo(options.workdir, quick=options.quick, seed=options.seed, console=console)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from data_prep.deam import read_deam
+    from data_prep.features import TINY, FeatureConfig
+    from data_prep.shards import write_shards
+    from data_prep.synthetic import write_corpus
+    from data_prep.synthetic.corpus import LICENCE
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    if options.songs is not None and options.songs < 3:
+        raise UsageError("--songs must be 3 or more, one each for training, validation and test")
+    if options.corpus == "synthetic":
+        write_corpus(
+            options.root,
+            songs=options.songs or 400,
+            annotators=options.annotators,
+            seed=options.seed,
+            workers=options.workers,
+            progress=console.counter("composing", "song"),
+        )
+        corpus = read_deam(options.root, name="synthetic", licence=LICENCE)
+    else:
+        corpus = read_deam(options.root, limit=options.songs)
+    for note in corpus.notes:
+        console.say(f"note: {note}")
+    config = FeatureConfig() if options.features == "full" else TINY
+    folder = write_shards(
+        corpus,
+        options.out,
+        config,
+        workers=options.workers,
+        progress=console.counter("features", "song"),
+    )
+    console.say(f"{len(corpus.songs)} songs of {corpus.name} ({corpus.licence})")
+    console.say(f"global embedding: {config.embedding}, per {config.embedding_per}")
+    console.say(f"prepared: {folder}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from data_prep.shards import read_corpus
+    from dsaml_jax.config import preset, with_settings
+    from dsaml_jax.progress import Console
+    from dsaml_jax.training import train
+
+    settings = [f"training.{key}={value}" for key, value in
+                (("task", options.task), ("steps", options.steps), ("seed", options.seed))
+                if value is not None]  # fmt: skip
+    config = with_settings(preset(options.preset), settings + options.set)
+    console = Console(options.quiet)
+    train(config, read_corpus(options.data), options.workdir, console)
+    console.say(f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from data_prep.shards import read_corpus
+    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.evaluation import evaluate, table, write_evaluation
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    dmer = load_model(options.dmer) if options.dmer else None
+    evaluation, _ = evaluate(
+        load_model(options.workdir), read_corpus(options.data), protocol=options.protocol, dmer=dmer
+    )
+    write_evaluation(evaluation, options.workdir)
+    facts = evaluation.facts
+    console.say(
+        f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
+        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs: mean ± sd over curves"
+    )
+    console.say(table(evaluation))
+    console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
+
+
+def _personalize(options: argparse.Namespace) -> None:
+    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.personalize import personalize, save_personalized
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UsageError(f"{options.out} exists and is not an empty folder; choose another --out")
+    loaded = load_model(options.checkpoint)
+    result = personalize(loaded, options.audio, options.annotations)
+    save_personalized(options.out, loaded, result, options.audio.name)
+    for name, before, after in zip(("arousal", "valence"), result.before, result.after, strict=True):
+        console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
+    console.say(
+        f"adapted to {result.labelled_seconds:g} s of annotation; "
+        f"next: dsaml predict --checkpoint {options.out} SONG --out DIR"
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.figures import song_curve, write_png
+    from dsaml_jax.personalize import predict_file, write_curve
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    stems = [song.stem for song in options.songs]
+    twice = {stem for stem in stems if stems.count(stem) > 1}
+    if twice:
+        raise UsageError(f"two songs would both be written to {min(twice)}.csv; predict them apart")
+    missing = [song for song in options.songs if not song.is_file()]
+    if missing:
+        raise UsageError(f"{missing[0]}: no such sound file")
+    loaded = load_model(options.checkpoint)
+    if loaded.info.note:
+        console.say(f"model: {loaded.info.note}")
+    failed = []
+    bar = console.bar(len(options.songs), "predicting", "song")
+    for song in options.songs:
+        try:
+            curve = predict_file(loaded, song)
+        except DataError as error:
+            failed.append(str(error))
+            continue
+        finally:
+            bar.update()
+        write_curve(options.out / f"{song.stem}.csv", curve)
+        write_png(song_curve(curve.clip(-1.0, 1.0), song.name), options.out / f"{song.stem}.png")
+    bar.close()
+    done = len(options.songs) - len(failed)
+    if done:
+        console.say(f"written: {done} x CSV and PNG in {options.out}")
+    if failed:
+        raise DataError("; ".join(failed))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from data_prep.features import FeatureConfig
+    from dsaml_jax import convert
+    from dsaml_jax.checkpoints import RunInfo, save_model
+    from dsaml_jax.config import RunConfig
+    from dsaml_jax.progress import Console
+
+    if not options.file.is_file():
+        raise UsageError(f"{options.file}: no such file")
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise UsageError(f"{options.out} exists and is not an empty folder; choose another --out")
+    state_dict = convert.load_torch_file(options.file)
+    model = convert.infer_config(state_dict)
+    variables = convert.from_torch(state_dict, model)
+    note = f"converted from {options.file.name}"
+    save_model(
+        options.out, variables, RunInfo(RunConfig(model=model), FeatureConfig(), "imported", note)
+    )
+    console = Console(options.quiet)
+    console.say(f"converted: {options.out} (width {model.width}, {model.num_layers} layers)")
+    console.say(
+        "the published model was trained on ImageBind embeddings; with the spectral embedding it is a start "
+        "for training (--set training.init_from=...), not a finished model"
+    )
+
+
+# ---- What they accept.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dsaml",
+        description="Predicts how arousal and valence of music move, for listeners in general and, after one "
+        "annotated song, for one listener.",
+        epilog=_EPILOG.format("dsaml COMMAND"),
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = "") -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary}. {more}", formatter_class=argparse.RawTextHelpFormatter
+        )
+        command.set_defaults(run=run)
+        command.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        command.add_argument("--debug", action="store_true", help="show tracebacks")
+        return command
+
+    demo = add("demo", _demo, "Make a corpus, train, evaluate, personalise and write a report",
+               "A few minutes on two cores. Start it again to go on after an interruption.")  # fmt: skip
+    demo.add_argument("--quick", action="store_true", help="everything smaller: under two minutes, poor numbers")
+    demo.add_argument("--workdir", type=Path, default=Path("dsaml_demo"), help="where everything goes (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of the corpus and of training (default: %(default)s)")
+
+    prepare = add("prepare", _prepare, "Turn a corpus into TFDS shards of features",
+                  "Done once; training never touches a sound file.")  # fmt: skip
+    prepare.add_argument("corpus", choices=("deam", "synthetic"),
+                         help="deam: your copy of DEAM, see the README\nsynthetic: made here, in DEAM's layout")  # fmt: skip
+    prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")
+    prepare.add_argument("--out", type=Path, required=True, help="folder for prepared data")
+    prepare.add_argument("--features", choices=("full", "tiny"), default="full",
+                         help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
+    prepare.add_argument("--embedding", choices=("spectral",), default="spectral",
+                         help="global embedding; spectral: statistics of the mel bands, no weights")  # fmt: skip
+    prepare.add_argument("--songs", type=int, help="only so many songs (synthetic: make so many; default 400)")
+    prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")
+    prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")
+    prepare.add_argument("--workers", type=int, help="processes (default: all cores)")
+
+    train = add("train", _train, "Train, or go on with, a run",
+                "The same --workdir with the same settings continues after an interruption.")  # fmt: skip
+    train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    train.add_argument("--task", choices=("pdmer", "dmer"), help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")
+    train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
+    train.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    train.add_argument("--preset", choices=("reference", "default", "tiny"), default="default",
+                       help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny")  # fmt: skip
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                       help="any setting, e.g. --set meta.steps=4; a wrong key lists the known ones")  # fmt: skip
+
+    evaluate = add("evaluate", _evaluate, "Score a run on the test songs, beside simple baselines")
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")
+    evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
+                          help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on 30 s of the same song")  # fmt: skip
+    evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")
+
+    personalize = add("personalize", _personalize, "Adapt a model to one listener by one annotated song")
+    personalize.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
+    personalize.add_argument("--audio", type=Path, required=True, help="the song")
+    personalize.add_argument("--annotations", type=Path, required=True,
+                             help="CSV with the columns time [s], arousal, valence; values in [-1, 1], any rate")  # fmt: skip
+    personalize.add_argument("--out", type=Path, required=True, help="folder for the personal model")
+
+    predict = add("predict", _predict, "Predict curves of sound files: SONG.csv and SONG.png")
+    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")
+    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")
+    predict.add_argument("--out", type=Path, required=True, help="folder for the results")
+
+    convert = add("convert", _convert, "Bring weights of the published implementation over")
+    convert.add_argument("kind", choices=("reference",), help="reference: its state_dict (needs the extra [torch])")
+    convert.add_argument("file", type=Path, help="the .pth file")
+    convert.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

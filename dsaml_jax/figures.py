@@ -1,0 +1,130 @@
+"""Figures, drawn by matplotlib without a display, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from data_prep.base import replacing
+from dsaml_jax.base import STEPS_PER_SECOND
+from dsaml_jax.evaluation import ListenerCurves
+
+COLORS = {"arousal": "#c2410c", "valence": "#0f766e"}
+TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
+_STYLE = {
+    "svg.hashsalt": "dsaml",
+    "svg.fonttype": "path",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+
+
+def song_curve(curve: np.ndarray, title: str) -> Figure:
+    """Arousal and valence over time, and the path through the plane of both.
+
+    Args:
+      curve: `[n, 2]`.
+      title: above the figure.
+    """
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(2.4, 1.0))
+        time = np.arange(len(curve)) / STEPS_PER_SECOND
+        for column, (name, color) in enumerate(COLORS.items()):
+            left.plot(time, curve[:, column], color=color, label=name)
+        left.axhline(0.0, color="#9ca3af", linewidth=0.8)
+        left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
+        left.legend(loc="upper right", ncols=2, frameon=False)
+        left.set_title(title, loc="left")
+        right.plot(curve[:, 1], curve[:, 0], color="#6b7280", linewidth=0.8)
+        points = right.scatter(curve[:, 1], curve[:, 0], c=time, s=9, cmap="viridis")
+        figure.colorbar(points, ax=right, label="time [s]")
+        right.set(xlabel="valence", ylabel="arousal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+        right.set_aspect("equal")
+        for x, y, word in ((-1, 1, "tense"), (1, 1, "happy"), (-1, -1, "sad"), (1, -1, "calm")):
+            right.text(0.97 * x, 0.93 * y, word, color="#6b7280", va="center",
+                       ha="left" if x < 0 else "right")  # fmt: skip
+        return figure
+
+
+def listener_curves(shown: ListenerCurves) -> Figure:
+    """One column per listener: what they drew, the model before and after adapting."""
+    people = len(shown.annotators)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(max(2.3 * people, 4.6), 4.4), layout="constrained")
+        axes = figure.subplots(2, people, sharex=True, sharey="row", squeeze=False)
+        time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
+        for column, person in enumerate(shown.annotators):
+            axes[0, column].set_title(person, fontsize=9)
+            axes[1, column].set_xlabel("time [s]")
+            for row in range(2):
+                axis = axes[row, column]
+                for curves, color, label, width in (
+                    (shown.truth, TRUTH, "annotated", 1.8),
+                    (shown.unadapted, UNADAPTED, "unadapted", 1.4),
+                    (shown.adapted, ADAPTED, "adapted on one other song", 1.4),
+                ):
+                    axis.plot(time, curves[column, :, row], color=color, label=label, linewidth=width)
+        axes[0, 0].set_ylabel("arousal")
+        axes[1, 0].set_ylabel("valence")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+
+def attention_maps(attention: np.ndarray, titles: tuple[str, ...]) -> Figure:
+    """Last layer's maps, averaged over heads.
+
+    Args:
+      attention: `[S, L, H, T, T]` of one window.
+      titles: S of them.
+    """
+    with rc_context(_STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(3.6 * len(titles), 3.2), layout="constrained")
+        axes = figure.subplots(1, len(titles), squeeze=False)[0]
+        for axis, maps, title in zip(axes, attention, titles, strict=True):
+            extent = (0.0, maps.shape[-1] / STEPS_PER_SECOND) * 2
+            image = axis.imshow(
+                maps[-1].mean(axis=0), cmap="magma", origin="lower", extent=extent, vmin=0.0
+            )
+            axis.set(xlabel="attends to [s]", ylabel="step [s]", title=title)
+            figure.colorbar(image, ax=axis)
+        return figure
+
+
+def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
+    """Loss in training and score in validation, from a run's metrics."""
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        training = [line for line in lines if line["kind"] == "train"]
+        validation = [line for line in lines if line["kind"] == "validation"]
+        left.plot([x["step"] for x in training], [x["total_loss"] for x in training], color=ADAPTED)
+        left.set(xlabel="step", title=f"{title}: training loss")
+        right.plot(
+            [x["step"] for x in validation], [x["score"] for x in validation], "o-", color=ADAPTED
+        )
+        right.set(xlabel="step", title="validation score")
+        return figure
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page."""
+    text = io.StringIO()
+    with rc_context(_STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -1,0 +1,230 @@
+"""Sound files in, curves out; and one annotated song to a model of one listener."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_prep.audio import load_audio
+from data_prep.base import DataError, replacing
+from data_prep.features import FeatureConfig, SongFeatures, log_mel, song_features
+from dsaml_jax import metrics
+from dsaml_jax.adaptation import adapt_to_listener
+from dsaml_jax.base import STEPS_PER_SECOND, WINDOW_STEPS, SongBatch, UsageError
+from dsaml_jax.checkpoints import LoadedModel, RunInfo, save_model
+from dsaml_jax.inference import Variables, predict_song
+
+MAX_GAP_SECONDS = 1.0
+"""Annotated points further apart than this leave the steps between them unlabelled."""
+
+MIN_LABELLED_STEPS = 10
+SUPPORT_WINDOWS = 8
+"""Most windows of the annotated song that adaptation reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Personalized:
+    """What came of personalising.
+
+    Attributes:
+      variables: adapted.
+      labelled_seconds: how much of the song was annotated.
+      before, after: RMSE on the annotated song, `[2]` arousal and valence.
+    """
+
+    variables: Variables
+    labelled_seconds: float
+    before: np.ndarray
+    after: np.ndarray
+
+
+def features_of_file(path: Path, config: FeatureConfig) -> SongFeatures:
+    """Features of a whole sound file, step 0 at its beginning.
+
+    Raises:
+      DataError: unreadable, or shorter than one window.
+    """
+    waveform, rate = load_audio(path)
+    least = WINDOW_STEPS / STEPS_PER_SECOND
+    if len(waveform) < least * rate:
+        raise DataError(f"{path}: {len(waveform) / rate:.1f} s of sound; at least {least:g} s are needed")
+    return song_features(log_mel(waveform, rate, config), config)
+
+
+def predict_file(loaded: LoadedModel, path: Path) -> np.ndarray:
+    """`[n, 2]` arousal and valence of a sound file, one row per half second."""
+    features = features_of_file(path, loaded.info.features)
+    return _predict(loaded, loaded.variables, features)
+
+
+def _predict(loaded: LoadedModel, variables: Variables, features: SongFeatures) -> np.ndarray:
+    return predict_song(
+        loaded.model,
+        variables,
+        features.log_mel,
+        features.embedding,
+        features.window_start,
+        per_step=loaded.info.features.embedding_per == "step",
+    )
+
+
+def read_annotations(path: Path) -> np.ndarray:
+    """`[n, 3]` time in seconds, arousal, valence from a CSV with those three columns.
+
+    Raises:
+      DataError: missing, empty, ragged, not numbers, outside [-1, 1], or time that does not increase.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if sorted(header) != ["arousal", "time", "valence"]:
+        raise DataError(f"{path}: the first line must name the columns time, arousal, valence")
+    order = [header.index(name) for name in ("time", "arousal", "valence")]
+    values = np.empty((len(rows) - 1, 3))
+    for number, row in enumerate(rows[1:], start=2):
+        if len(row) != 3:
+            raise DataError(f"{path}, line {number}: {len(row)} cells where 3 belong")
+        try:
+            values[number - 2] = [float(row[i]) for i in order]
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+        if not np.isfinite(values[number - 2]).all():
+            raise DataError(f"{path}, line {number}: a value is not a finite number")
+        if np.abs(values[number - 2, 1:]).max() > 1.0:
+            raise DataError(f"{path}, line {number}: arousal and valence must be in [-1, 1]")
+    if not len(values):
+        raise DataError(f"{path}: no annotations below the header")
+    backwards = np.flatnonzero(np.diff(values[:, 0]) <= 0)
+    if len(backwards) or values[0, 0] < 0:
+        line = int(backwards[0]) + 3 if len(backwards) else 2
+        raise DataError(f"{path}, line {line}: time must start at 0 or later and increase")
+    return values
+
+
+def on_grid(annotations: np.ndarray, steps: int) -> np.ndarray:
+    """Annotations at any rate to the 2 Hz grid.
+
+    Args:
+      annotations: `[n, 3]` time, arousal, valence.
+      steps: of the song.
+
+    Returns:
+      `[steps, 2]`, linear between points, NaN outside them and in gaps of more than a second.
+    """
+    times = np.arange(steps) / STEPS_PER_SECOND
+    at = annotations[:, 0]
+    curves = np.stack([np.interp(times, at, annotations[:, i]) for i in (1, 2)], axis=-1)
+    right = np.clip(np.searchsorted(at, times), 0, len(at) - 1)
+    left = np.clip(np.searchsorted(at, times, side="right") - 1, 0, len(at) - 1)
+    inside = (times >= at[0]) & (times <= at[-1])
+    curves[~inside | (at[right] - at[left] > MAX_GAP_SECONDS)] = np.nan
+    return curves.astype(np.float32)
+
+
+def personalize(loaded: LoadedModel, audio: Path, annotations: Path) -> Personalized:
+    """Adapts a model to the listener who annotated a song.
+
+    Args:
+      loaded: the general model; its own inner steps and rate are used.
+      audio: the song.
+      annotations: CSV, see :func:`read_annotations`.
+
+    Raises:
+      DataError: bad files, or annotations that do not belong to the song.
+      UsageError: adapting does not end in finite numbers.
+    """
+    drawn = read_annotations(annotations)
+    features = features_of_file(audio, loaded.info.features)
+    steps = len(features.log_mel)
+    seconds = steps / STEPS_PER_SECOND
+    if drawn[-1, 0] > seconds + 1.0:
+        raise DataError(
+            f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s"
+        )
+    labels = on_grid(drawn, steps)
+    labelled = int(np.isfinite(labels).all(axis=1).sum())
+    if labelled < MIN_LABELLED_STEPS:
+        raise DataError(
+            f"{annotations}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
+            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
+        )
+    support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
+    adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
+        loaded.model, loaded.info.config.meta, loaded.variables, support
+    )
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(adapted))):
+        raise UsageError("adapting diverged; train with a smaller meta.learning_rate")
+
+    mask = np.isfinite(labels).T
+    target = np.nan_to_num(labels).T
+
+    def error(variables: Variables) -> np.ndarray:
+        curve = _predict(loaded, variables, features)
+        return np.asarray(metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask)))
+
+    return Personalized(
+        adapted, labelled / STEPS_PER_SECOND, error(loaded.variables), error(adapted)
+    )
+
+
+def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool) -> SongBatch:
+    """Windows of an annotated song, those with labels, evenly spread if there are many.
+
+    Args:
+      features: of the song, n steps.
+      labels: `[n, 2]`, NaN where unlabelled.
+      per_step: which kind of embedding the features hold.
+    """
+    inside = features.window_start[:, None] + np.arange(WINDOW_STEPS)[None]
+    present = inside < len(features.log_mel)
+    rows = np.minimum(inside, len(features.log_mel) - 1)
+    labelled = present & np.isfinite(labels[rows]).all(axis=-1)
+    useful = np.flatnonzero(labelled.any(axis=1))
+    if len(useful) > SUPPORT_WINDOWS:
+        useful = useful[np.linspace(0, len(useful) - 1, SUPPORT_WINDOWS).round().astype(int)]
+    rows = rows[useful]
+    values = np.nan_to_num(labels)[rows]
+    embedding = features.embedding[rows] if per_step else features.embedding[useful][:, None]
+    return SongBatch(
+        log_mel=jnp.asarray(features.log_mel[rows]),
+        embedding=jnp.asarray(embedding),
+        arousal=jnp.asarray(values[..., 0]),
+        valence=jnp.asarray(values[..., 1]),
+        present=jnp.asarray(present[useful]),
+        labelled=jnp.asarray(labelled[useful]),
+    )
+
+
+def save_personalized(directory: Path, loaded: LoadedModel, result: Personalized, song: str) -> None:
+    """Writes the personalised model to an empty or new folder.
+
+    Raises:
+      UsageError: the folder holds something.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
+    note = f"personalised on {result.labelled_seconds:g} s of {song}"
+    info = RunInfo(loaded.info.config, loaded.info.features, loaded.info.data, note)
+    save_model(directory, result.variables, info, step=loaded.step)
+
+
+def write_curve(path: Path, curve: np.ndarray) -> None:
+    """Writes `time, arousal, valence`, one line per half second: the format `personalize` reads.
+
+    Values are clipped to [-1, 1], the range of the scale.
+    """
+    lines = ["time,arousal,valence"]
+    for step, (arousal, valence) in enumerate(np.clip(curve, -1.0, 1.0)):
+        lines.append(f"{step / STEPS_PER_SECOND:.1f},{arousal:.5f},{valence:.5f}")
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")

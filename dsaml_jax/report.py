@@ -1,0 +1,82 @@
+"""The demo's report: one HTML file with everything in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import jax
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from data_prep.base import replacing
+from dsaml_jax.evaluation import COLUMNS, DIMENSIONS, METRICS, Evaluation
+from dsaml_jax.figures import to_svg
+
+_PACKAGES = ("dsaml_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure with what it shows, in a sentence or two."""
+
+    title: str
+    caption: str
+    figure: Figure
+
+
+def environment() -> dict[str, str]:
+    """Where this ran: machine, devices, versions."""
+    devices = jax.devices()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "cores": str(cores),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": versions,
+    }
+
+
+def write_report(
+    path: Path,
+    *,
+    evaluation: Evaluation,
+    pictures: list[Picture],
+    findings: list[str],
+    facts: dict[str, str],
+) -> None:
+    """Writes the page.
+
+    Args:
+      path: of the HTML file.
+      evaluation: for the table.
+      pictures: in order.
+      findings: what the table says, in words, one line each.
+      facts: what was run, beside the environment.
+    """
+    templates = Environment(
+        loader=PackageLoader("dsaml_jax"), autoescape=True, undefined=StrictUndefined
+    )
+    best = {
+        column: (min if column.endswith("rmse") else max)(
+            (row[column]["mean"], method) for method, row in evaluation.summary.items()
+        )[1]
+        for column in COLUMNS
+    }
+    page = templates.get_template("report.html").render(
+        evaluation=evaluation,
+        columns=COLUMNS,
+        dimensions=DIMENSIONS,
+        metrics=METRICS,
+        best=best,
+        findings=findings,
+        pictures=[(p.title, p.caption, Markup(to_svg(p.figure))) for p in pictures],
+        facts=facts | environment(),
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(page)
