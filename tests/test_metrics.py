@@ -1,0 +1,88 @@
+"""Metrics: the published values, numpy's, and every way a curve can be degenerate."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dsaml_jax import metrics
+
+METRICS = (metrics.ccc, metrics.pcc, metrics.rmse)
+CASES = (
+    "random", "equal", "negated", "offset", "scaled", "const_pred", "const_label", "both_const_diff",
+    "both_const_equal", "both_zero", "tiny", "len2", "len1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_published_values(golden, case, metric):
+    stored = golden("scores")
+    prediction, label = stored[f"{case}:pred"], stored[f"{case}:label"]
+    value, gradient = jax.value_and_grad(metric)(jnp.asarray(prediction), jnp.asarray(label))
+    expected, expected_gradient = (stored[f"{case}:{metric.__name__}{s}"] for s in ("", "_grad"))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    if np.isfinite(expected):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
+    if np.isfinite(expected_gradient).all():
+        scale = max(1.0, np.abs(expected_gradient).max())
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=2e-5 * scale)
+
+
+def reference(name, p, t):
+    """Textbook formulas in float64."""
+    p, t = p.astype(np.float64), t.astype(np.float64)
+    if name == "rmse":
+        return np.sqrt(np.mean((p - t) ** 2))
+    covariance = np.mean((p - p.mean()) * (t - t.mean()))
+    if name == "pcc":
+        return covariance / (p.std() * t.std())
+    return 2 * covariance / (p.var() + t.var() + (p.mean() - t.mean()) ** 2)
+
+
+def curves(length):
+    values = st.floats(-1, 1, width=32).map(lambda x: round(x, 3))
+    return hnp.arrays(np.float32, length, elements=values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(curves(12), curves(12), hnp.arrays(bool, 12))
+@pytest.mark.parametrize("metric", METRICS)
+def test_masked_equals_the_formula_on_what_is_left(metric, prediction, target, mask):
+    value = float(metric(jnp.asarray(prediction), jnp.asarray(target), jnp.asarray(mask)))
+    p, t = prediction[mask], target[mask]
+    gradient = jax.grad(metric)(jnp.asarray(prediction), jnp.asarray(target), jnp.asarray(mask))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert not np.asarray(gradient)[~mask].any()
+    if len(p) and (metric is metrics.rmse or (p.std() > 1e-2 and t.std() > 1e-2)):
+        assert value == pytest.approx(reference(metric.__name__, p, t), abs=2e-5)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_masked_labels_may_be_nan(metric):
+    target = jnp.array([0.1, jnp.nan, 0.3, 0.2])
+    mask = jnp.isfinite(target)
+    prediction = jnp.array([0.0, 0.5, 0.2, 0.4])
+    value, gradient = jax.value_and_grad(metric)(prediction, target, mask)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    assert gradient[1] == 0.0
+
+
+@pytest.mark.parametrize("level", [0.1, -0.7, 1 / 3, 1e-8])
+def test_pcc_of_a_constant_is_exactly_zero(level):
+    moving = jnp.sin(jnp.arange(60.0))
+    constant = jnp.full(60, level)
+    for pair in ((constant, moving), (moving, constant), (constant, constant)):
+        value, gradient = jax.value_and_grad(metrics.pcc)(*pair)
+        assert value == 0.0
+        assert np.isfinite(gradient).all()
+
+
+def test_mismatched_shapes_are_refused():
+    with pytest.raises(AssertionError):
+        metrics.rmse(jnp.zeros((3, 4)), jnp.zeros(4))

@@ -1,0 +1,151 @@
+"""The model's own promises: masks, per-step embeddings, ablations, dropout, shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsaml_jax import DSAML, ModelConfig, UsageError
+from dsaml_jax.models.attention import context_mask, skew
+from dsaml_jax.models.layers import BatchNorm
+
+CONFIG = ModelConfig(
+    width=16, num_heads=2, num_layers=2, ffn_width=16, dropout=0.0, local_context=2,
+    global_context=4, max_position=16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.RandomState(0)
+    mel = jnp.asarray(random.randn(2, 9, 5, 8), jnp.float32)
+    embedding = jnp.asarray(random.randn(2, 1, 16), jnp.float32)
+    return mel, embedding
+
+
+@pytest.fixture(scope="module")
+def variables(data):
+    return DSAML(CONFIG).init(jax.random.key(0), *data)
+
+
+def test_shapes(data, variables):
+    out = DSAML(CONFIG).apply(variables, *data)
+    assert out.arousal.shape == out.valence.shape == (2, 9)
+    assert out.attention.shape == (2, 2, 2, 2, 9, 9)
+    np.testing.assert_allclose(out.attention.sum(-1), 1.0, atol=1e-5)
+    seen = np.asarray(out.attention).max(axis=(0, 2, 3)) > 0
+    np.testing.assert_array_equal(seen[0], context_mask(9, 2))
+    np.testing.assert_array_equal(seen[1], context_mask(9, 4))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_absent_steps_change_nothing(data, variables, train):
+    """Six steps, and six steps padded to nine with rubbish, give the same curves and statistics."""
+    mel, embedding = data
+    model = DSAML(CONFIG)
+    apply = lambda mel, **kw: model.apply(  # noqa: E731
+        variables, mel, embedding, train, mutable=["batch_stats"], **kw
+    )
+    short, short_stats = apply(mel[:, :6])
+    padded = mel.at[:, 6:].set(100.0)
+    present = jnp.broadcast_to(jnp.arange(9)[None] < 6, (2, 9))
+    long, long_stats = apply(padded, present=present)
+    np.testing.assert_allclose(long.arousal[:, :6], short.arousal, atol=1e-5)
+    np.testing.assert_allclose(long.valence[:, :6], short.valence, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(long_stats), jax.tree.leaves(short_stats), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_embedding_per_step(data, variables):
+    mel, embedding = data
+    model = DSAML(CONFIG)
+    one = model.apply(variables, mel, embedding)
+    repeated = model.apply(variables, mel, jnp.repeat(embedding, 9, axis=1))
+    np.testing.assert_allclose(one.arousal, repeated.arousal, atol=1e-6)
+
+
+def test_embedding_of_another_width(data):
+    config = dataclasses.replace(CONFIG, embedding_width=5)
+    mel = data[0]
+    variables = DSAML(config).init(jax.random.key(0), mel, jnp.ones((2, 1, 5)))
+    assert variables["params"]["adapter"]["embedding"]["kernel"].shape == (5, 16)
+    with pytest.raises(AssertionError):
+        DSAML(config).apply(variables, mel, jnp.ones((2, 1, 16)))
+
+
+@pytest.mark.parametrize(
+    ("change", "scales"),
+    [({"use_local": False}, 1), ({"use_global": False}, 1), ({"use_adapter": False}, 2)],
+)
+def test_ablations(data, change, scales):
+    config = dataclasses.replace(CONFIG, **change)
+    mel, embedding = data
+    variables = DSAML(config).init(jax.random.key(0), mel, embedding)
+    out = DSAML(config).apply(variables, mel, embedding)
+    other = DSAML(config).apply(variables, mel, embedding + 1.0)
+    assert out.attention.shape[1] == scales
+    read = bool(np.abs(np.asarray(out.arousal - other.arousal)).max() > 1e-6)
+    assert read == config.use_adapter
+
+
+def test_dropout_follows_its_key(data, variables):
+    model = DSAML(dataclasses.replace(CONFIG, dropout=0.5))
+    run = lambda seed: model.apply(  # noqa: E731
+        variables, *data, True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"]
+    )[0].arousal
+    np.testing.assert_array_equal(run(1), run(1))
+    assert np.abs(np.asarray(run(1) - run(2))).max() > 1e-3
+    np.testing.assert_array_equal(
+        model.apply(variables, *data).arousal, DSAML(CONFIG).apply(variables, *data).arousal
+    )
+
+
+def test_running_statistics_move_only_when_mutable(data, variables):
+    model = DSAML(CONFIG)
+    _, updated = model.apply(variables, *data, mutable=["batch_stats"])
+    before, after = variables["batch_stats"], updated["batch_stats"]
+    assert not np.allclose(after["spectrogram"]["norm0"]["mean"], before["spectrogram"]["norm0"]["mean"])
+    out = model.apply(variables, *data, True)  # immutable: batch statistics used, none kept
+    assert np.isfinite(out.arousal).all()
+
+
+def test_batch_norm_mask_drops_examples():
+    layer = BatchNorm()
+    x = jnp.asarray(np.random.RandomState(0).randn(4, 3, 2), jnp.float32)
+    variables = layer.init(jax.random.key(0), x, use_batch_statistics=True)
+    mask = jnp.array([True, True, True, False])
+    masked = layer.apply(variables, x, use_batch_statistics=True, mask=mask)
+    np.testing.assert_allclose(
+        masked[:3], layer.apply(variables, x[:3], use_batch_statistics=True), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_skew_is_the_gather_it_replaces(steps):
+    rows = jnp.asarray(np.random.RandomState(0).randn(3, steps, 2 * steps - 1), jnp.float32)
+    i, j = np.indices((steps, steps))
+    np.testing.assert_array_equal(skew(rows), np.asarray(rows)[:, i, steps - 1 - i + j])
+
+
+def test_full_size_has_the_published_number_of_parameters():
+    shapes = jax.eval_shape(
+        DSAML(ModelConfig()).init,
+        jax.random.key(0),
+        jnp.zeros((1, 2, 51, 128)),
+        jnp.zeros((1, 1, 1024)),
+    )
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == 29_692_723
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"width": 10}, {"position": "rotary"}, {"dropout": 1.0},
+     {"use_local": False, "use_global": False}],
+)  # fmt: skip
+def test_bad_configurations(settings):
+    with pytest.raises(UsageError):
+        ModelConfig(**settings)
