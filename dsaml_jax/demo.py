@@ -54,7 +54,7 @@ FULL = Size(
     songs=400,
     annotators=100,
     dmer=("training.steps=600", "training.validate_every=100"),
-    pdmer=("training.steps=400", "training.validate_every=50"),
+    pdmer=("training.steps=400", "training.learning_rate=5e-4"),
     seconds=(20, 15, 50, 230, 25, 20),
 )
 QUICK = Size(
