@@ -50,7 +50,9 @@ def load_audio(path: Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np.ndar
                 if seconds > max_seconds:
                     raise DataError(f"{path}: longer than the limit of {max_seconds:g} s")
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{path}: not a sound file this can decode ({error.error_string})") from None
+        raise DataError(
+            f"{path}: not a sound file this can decode ({error.error_string})"
+        ) from None
     except RuntimeError as error:
         raise DataError(f"{path}: decoding failed ({error})") from None
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)

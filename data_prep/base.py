@@ -106,7 +106,9 @@ def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dic
 def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary name beside `path`; renames it over `path` only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:

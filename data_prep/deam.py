@@ -39,7 +39,9 @@ ANNOTATION_START = 15.0
 FIRST_TEST_ID = 2001
 FLAT_LEVEL = 0.01
 FLAT_STEPS = 60
-LICENCE = "DEAM (Aljanaki, Yang, Soleymani 2017): research use; the songs are under Creative Commons"
+LICENCE = (
+    "DEAM (Aljanaki, Yang, Soleymani 2017): research use; the songs are under Creative Commons"
+)
 
 _AUDIO = Path("MEMD_audio")
 _AVERAGED = Path("annotations averaged per song/dynamic (per second annotations)")
@@ -199,7 +201,9 @@ def _sample_columns(path: Path, header: list[str]) -> slice:
     first, start = times[0]
     expected = [(first + k, round(ANNOTATION_START * 1000) + 500 * k) for k in range(len(times))]
     if times != expected:
-        raise DataError(f"{path}: samples must be 15000 ms, 15500 ms, ... side by side; got {start} ms")
+        raise DataError(
+            f"{path}: samples must be 15000 ms, 15500 ms, ... side by side; got {start} ms"
+        )
     return slice(first, first + len(times))
 
 
@@ -268,9 +272,7 @@ def _fit(curve: np.ndarray, steps: int) -> np.ndarray:
     return fitted
 
 
-def _read_ratings(
-    folder: Path, song: str, steps: int, counts: Counter[str]
-) -> tuple[Rating, ...]:
+def _read_ratings(folder: Path, song: str, steps: int, counts: Counter[str]) -> tuple[Rating, ...]:
     by_dimension = []
     for dimension in ("arousal", "valence"):
         path = folder / dimension / f"{song}.csv"

@@ -36,7 +36,9 @@ def parallel_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_ctrl_c_to_parent) as pool:
+    with ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_leave_ctrl_c_to_parent
+    ) as pool:
         try:
             yield from pool.map(function, items)
         except BaseException:

@@ -86,7 +86,9 @@ def read_run_info(directory: Path) -> RunInfo:
         values = json.loads(path.read_text())
         version = values["format_version"]
         if version != FORMAT_VERSION:
-            raise UsageError(f"{path}: format version {version}; this version reads {FORMAT_VERSION}")
+            raise UsageError(
+                f"{path}: format version {version}; this version reads {FORMAT_VERSION}"
+            )
         return RunInfo(
             from_json(values["config"], str(path)),
             FeatureConfig(**values["features"]),
@@ -151,13 +153,15 @@ class CheckpointStore:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
         try:
-            return self._manager.restore(step, args=args)[item]
+            restored = self._manager.restore(step, args=args)[item]
         except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(
                 f"{self._manager.directory}/{step}: damaged, or of another model than {RUN_FILE} says "
                 f"({reason})"
             ) from None
+        # Orbax commits arrays to a device; a step would compile once for these and again for its own.
+        return jax.tree.map(jax.numpy.asarray, jax.device_get(restored))
 
     def close(self) -> None:
         """Waits for writes and releases the directory."""
@@ -195,9 +199,7 @@ def load_model(directory: Path) -> LoadedModel:
         store.close()
 
 
-def initial_variables(
-    model: DSAML, features: FeatureConfig, key: jax.Array
-) -> dict[str, Any]:
+def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn `params` and `batch_stats` for these features."""
     log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))
     embedding = jax.numpy.zeros((1, 1, features.embedding_width))

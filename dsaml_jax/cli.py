@@ -11,7 +11,9 @@ from pathlib import Path
 from data_prep.base import DataError
 from dsaml_jax.base import UsageError
 
-_EPILOG = "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
+_EPILOG = (
+    "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,7 +112,9 @@ def _train(options: argparse.Namespace) -> None:
     config = with_settings(preset(options.preset), settings + options.set)
     console = Console(options.quiet)
     train(config, read_corpus(options.data), options.workdir, console)
-    console.say(f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}")
+    console.say(
+        f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -145,7 +149,9 @@ def _personalize(options: argparse.Namespace) -> None:
     loaded = load_model(options.checkpoint)
     result = personalize(loaded, options.audio, options.annotations)
     save_personalized(options.out, loaded, result, options.audio.name)
-    for name, before, after in zip(("arousal", "valence"), result.before, result.after, strict=True):
+    for name, before, after in zip(
+        ("arousal", "valence"), result.before, result.after, strict=True
+    ):
         console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
     console.say(
         f"adapted to {result.labelled_seconds:g} s of annotation; "
@@ -228,9 +234,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = "") -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = ""
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            name, help=summary, description=f"{summary}. {more}", formatter_class=argparse.RawTextHelpFormatter
+            name,
+            help=summary,
+            description=f"{summary}. {more}",
+            formatter_class=argparse.RawTextHelpFormatter,
         )
         command.set_defaults(run=run)
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
@@ -239,30 +250,57 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "Make a corpus, train, evaluate, personalise and write a report",
                "A few minutes on two cores. Start it again to go on after an interruption.")  # fmt: skip
-    demo.add_argument("--quick", action="store_true", help="everything smaller: under two minutes, poor numbers")
-    demo.add_argument("--workdir", type=Path, default=Path("dsaml_demo"), help="where everything goes (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="of the corpus and of training (default: %(default)s)")
+    demo.add_argument(
+        "--quick", action="store_true", help="everything smaller: under two minutes, poor numbers"
+    )
+    demo.add_argument(
+        "--workdir",
+        type=Path,
+        default=Path("dsaml_demo"),
+        help="where everything goes (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="of the corpus and of training (default: %(default)s)"
+    )
 
     prepare = add("prepare", _prepare, "Turn a corpus into TFDS shards of features",
                   "Done once; training never touches a sound file.")  # fmt: skip
     prepare.add_argument("corpus", choices=("deam", "synthetic"),
                          help="deam: your copy of DEAM, see the README\nsynthetic: made here, in DEAM's layout")  # fmt: skip
-    prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")
+    prepare.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        help="folder of the corpus (synthetic: where to make it)",
+    )
     prepare.add_argument("--out", type=Path, required=True, help="folder for prepared data")
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--embedding", choices=("spectral",), default="spectral",
                          help="global embedding; spectral: statistics of the mel bands, no weights")  # fmt: skip
-    prepare.add_argument("--songs", type=int, help="only so many songs (synthetic: make so many; default 400)")
-    prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")
-    prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")
+    prepare.add_argument(
+        "--songs", type=int, help="only so many songs (synthetic: make so many; default 400)"
+    )
+    prepare.add_argument(
+        "--annotators",
+        type=int,
+        default=100,
+        help="synthetic: how many listeners (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)"
+    )
     prepare.add_argument("--workers", type=int, help="processes (default: all cores)")
 
     train = add("train", _train, "Train, or go on with, a run",
                 "The same --workdir with the same settings continues after an interruption.")  # fmt: skip
     train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
-    train.add_argument("--task", choices=("pdmer", "dmer"), help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")
+    train.add_argument(
+        "--task",
+        choices=("pdmer", "dmer"),
+        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve",
+    )
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--preset", choices=("reference", "default", "tiny"), default="default",
@@ -272,25 +310,43 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", _evaluate, "Score a run on the test songs, beside simple baselines")
     evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
-    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")
+    evaluate.add_argument(
+        "--workdir", type=Path, required=True, help="folder of the run; results go there"
+    )
     evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
                           help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on 30 s of the same song")  # fmt: skip
-    evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")
+    evaluate.add_argument(
+        "--dmer", type=Path, help="a DMER run, for the baselines that start from it"
+    )
 
-    personalize = add("personalize", _personalize, "Adapt a model to one listener by one annotated song")
+    personalize = add(
+        "personalize", _personalize, "Adapt a model to one listener by one annotated song"
+    )
     personalize.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     personalize.add_argument("--audio", type=Path, required=True, help="the song")
     personalize.add_argument("--annotations", type=Path, required=True,
                              help="CSV with the columns time [s], arousal, valence; values in [-1, 1], any rate")  # fmt: skip
-    personalize.add_argument("--out", type=Path, required=True, help="folder for the personal model")
+    personalize.add_argument(
+        "--out", type=Path, required=True, help="folder for the personal model"
+    )
 
     predict = add("predict", _predict, "Predict curves of sound files: SONG.csv and SONG.png")
-    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")
-    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")
+    predict.add_argument(
+        "--checkpoint", type=Path, required=True, help="folder of a run or of a personal model"
+    )
+    predict.add_argument(
+        "songs",
+        type=Path,
+        nargs="+",
+        metavar="SONG",
+        help="any file libsndfile reads, 30 s or more",
+    )
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
 
     convert = add("convert", _convert, "Bring weights of the published implementation over")
-    convert.add_argument("kind", choices=("reference",), help="reference: its state_dict (needs the extra [torch])")
+    convert.add_argument(
+        "kind", choices=("reference",), help="reference: its state_dict (needs the extra [torch])"
+    )
     convert.add_argument("file", type=Path, help="the .pth file")
     convert.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     return parser

@@ -106,7 +106,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "training")
         _check_positive(
-            self, "training", ("steps", "batch_songs", "log_every", "validate_every", "validation_tasks")
+            self,
+            "training",
+            ("steps", "batch_songs", "log_every", "validate_every", "validation_tasks"),
         )
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
@@ -243,4 +245,6 @@ def _parse(key: str, text: str, kind: Any) -> Any:
     try:
         return base(text)
     except ValueError:
-        raise UsageError(f"{key} is {'a whole' if base is int else 'a'} number, not {text!r}") from None
+        raise UsageError(
+            f"{key} is {'a whole' if base is int else 'a'} number, not {text!r}"
+        ) from None

@@ -130,7 +130,9 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, 
     for path, (kind, theirs) in _names(config).items():
         missing = [name for name in theirs if name not in state_dict]
         if missing:
-            raise UsageError(f"the state dict has no {missing[0]}; is the model's configuration right?")
+            raise UsageError(
+                f"the state dict has no {missing[0]}; is the model's configuration right?"
+            )
         arrays = [_TO_OURS[kind](np.asarray(state_dict[name])) for name in theirs]
         flat[path] = np.stack(arrays) if len(arrays) > 1 else arrays[0]
         remaining -= set(theirs)
@@ -166,11 +168,15 @@ def infer_config(state_dict: Mapping[str, Any]) -> ModelConfig:
         width = len(state_dict["fusion_model.fusion_project.bias"])
         ffn_width = len(state_dict[f"{ENCODER}.layer.0.intermediate.dense.bias"])
     except KeyError as error:
-        raise UsageError(f"the state dict has no {error.args[0]}: not a model of the reference") from None
+        raise UsageError(
+            f"the state dict has no {error.args[0]}: not a model of the reference"
+        ) from None
     layers = {name.split(".")[4] for name in state_dict if name.startswith(f"{ENCODER}.layer.")}
     table = state_dict.get(f"{ENCODER}.layer.0.attention.attention.distance_embedding.weight")
     if table is None:
-        raise UsageError("the state dict has no distance embedding; its number of heads is not known")
+        raise UsageError(
+            "the state dict has no distance embedding; its number of heads is not known"
+        )
     return ModelConfig(
         width=width,
         num_heads=width // table.shape[1],
@@ -189,13 +195,17 @@ def load_torch_file(path: Path) -> dict[str, Array]:
     try:
         import torch
     except ImportError:
-        raise UsageError("reading a .pth file needs PyTorch: pip install 'dsaml_jax[torch]'") from None
+        raise UsageError(
+            "reading a .pth file needs PyTorch: pip install 'dsaml_jax[torch]'"
+        ) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch raises many kinds here, none of them documented
-        raise UsageError(f"{path}: not a state dict that loads safely ({type(error).__name__})") from error
+        raise UsageError(
+            f"{path}: not a state dict that loads safely ({type(error).__name__})"
+        ) from error
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
         raise UsageError(f"{path}: holds something other than a state dict of tensors")

@@ -112,7 +112,9 @@ def training_target(corpus: Corpus, part: Part) -> np.ndarray:
             curves = np.stack([corpus.ratings[f : f + steps] for f in corpus.rating_first[mine]])
             known = np.isfinite(curves).any(axis=0)
             start = corpus.song_start[song]
-            mean = np.where(known, np.nansum(curves, 0) / np.maximum(np.isfinite(curves).sum(0), 1), np.nan)
+            mean = np.where(
+                known, np.nansum(curves, 0) / np.maximum(np.isfinite(curves).sum(0), 1), np.nan
+            )
             target[start : start + steps] = mean
     return target
 

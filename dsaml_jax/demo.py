@@ -54,7 +54,7 @@ FULL = Size(
     songs=400,
     annotators=100,
     dmer=("training.steps=600", "training.validate_every=100"),
-    pdmer=("training.steps=400", "training.learning_rate=5e-4"),
+    pdmer=("training.steps=300", "training.learning_rate=2e-4", "training.validation_tasks=64"),
     seconds=(20, 15, 50, 230, 25, 20),
 )
 QUICK = Size(
@@ -92,8 +92,12 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
     size = QUICK if quick else FULL
 
     def stage(number: int) -> None:
-        left = sum(size.seconds[number:])
-        console.say(f"[{number + 1}/{len(STAGES)}] {STAGES[number]} (about {left // 60}:{left % 60:02d} left)")
+        expected = sum(size.seconds[:number])
+        pace = console.elapsed() / expected if expected else 1.0  # of this machine
+        left = round(sum(size.seconds[number:]) * pace)
+        console.say(
+            f"[{number + 1}/{len(STAGES)}] {STAGES[number]} (about {left // 60}:{left % 60:02d} left)"
+        )
 
     stage(0)
     root = write_corpus(

@@ -58,7 +58,11 @@ def _padded_shape(corpus: Corpus, songs: np.ndarray) -> tuple[int, int]:
 
 
 def _curve(
-    model: DSAML, variables: Variables, device: DeviceCorpus, song: jax.Array, shape: tuple[int, int]
+    model: DSAML,
+    variables: Variables,
+    device: DeviceCorpus,
+    song: jax.Array,
+    shape: tuple[int, int],
 ) -> jax.Array:
     """`[n, 2]` of one song of the corpus, by index."""
     length, slots = shape
@@ -79,7 +83,11 @@ def _curve(
 
 @partial(jax.jit, static_argnames=("model", "shape"))
 def _curves(
-    model: DSAML, variables: Variables, device: DeviceCorpus, songs: jax.Array, shape: tuple[int, int]
+    model: DSAML,
+    variables: Variables,
+    device: DeviceCorpus,
+    songs: jax.Array,
+    shape: tuple[int, int],
 ) -> jax.Array:
     return jax.lax.map(lambda song: _curve(model, variables, device, song, shape), songs)
 
@@ -123,17 +131,19 @@ def _scores(prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
 def _score(scores: dict[str, jax.Array], kept: np.ndarray) -> dict[str, float]:
     """Mean of each column over the kept songs, and the score of the loss."""
     means = {
-        f"{dimension}_{name}": float(np.mean(np.asarray(scores[name])[kept][:, i], dtype=np.float64))
+        f"{dimension}_{name}": float(
+            np.mean(np.asarray(scores[name])[kept][:, i], dtype=np.float64)
+        )
         for i, dimension in enumerate(DIMENSIONS)
         for name in METRICS
     }
-    parts = [
-        means[f"{d}_ccc"] + means[f"{d}_pcc"] + 1.0 - means[f"{d}_rmse"] for d in DIMENSIONS
-    ]
+    parts = [means[f"{d}_ccc"] + means[f"{d}_pcc"] + 1.0 - means[f"{d}_rmse"] for d in DIMENSIONS]
     return {"score": sum(parts) / 6.0} | means
 
 
-def _targets(corpus: Corpus, first: np.ndarray, songs: np.ndarray, values: np.ndarray, length: int) -> np.ndarray:
+def _targets(
+    corpus: Corpus, first: np.ndarray, songs: np.ndarray, values: np.ndarray, length: int
+) -> np.ndarray:
     """Curves of `values` that begin at `first`, as long as their songs: `[k, length, 2]`, NaN beyond."""
     target = np.full((len(songs), length, 2), np.nan, np.float32)
     for row, (start, song) in enumerate(zip(first, songs, strict=True)):
@@ -259,7 +269,9 @@ def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Ev
         raise UsageError("the corpus has no test songs; prepare more songs (at least 3)")
     shape = _padded_shape(corpus, songs)
     target = _targets(corpus, corpus.song_start[songs], songs, corpus.mean, shape[0])
-    training = np.isin(np.repeat(np.arange(len(corpus.song_ids)), corpus.song_steps), parts["train"].songs)
+    training = np.isin(
+        np.repeat(np.arange(len(corpus.song_ids)), corpus.song_steps), parts["train"].songs
+    )
     constant = np.nanmean(corpus.mean[training], axis=0)
     predicted = {
         "constant": np.broadcast_to(constant, target.shape),
@@ -267,7 +279,9 @@ def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Ev
     }
     labels = [{"annotator": "", "support": "", "song": corpus.song_ids[song]} for song in songs]
     facts = {"songs": len(songs), "checkpoint_step": run.step}
-    return _tabulate("clean", "dmer", predicted, target, np.ones(len(songs), bool), labels, facts, corpus)
+    return _tabulate(
+        "clean", "dmer", predicted, target, np.ones(len(songs), bool), labels, facts, corpus
+    )
 
 
 def _evaluate_pdmer(
@@ -301,7 +315,9 @@ def _evaluate_pdmer(
     shape = _padded_shape(corpus, np.union1d(songs, tasks.support_song))
     truth = _query_targets(corpus, tasks, shape[0])
     training = parts["train"].ratings
-    steps_of_rating = np.repeat(np.arange(len(corpus.rating_song)), corpus.song_steps[corpus.rating_song])
+    steps_of_rating = np.repeat(
+        np.arange(len(corpus.rating_song)), corpus.song_steps[corpus.rating_song]
+    )
     constant = np.nanmean(corpus.ratings[np.isin(steps_of_rating, training)], axis=0)
 
     support_truth = _support_targets(corpus, tasks, shape[0])
@@ -313,7 +329,9 @@ def _evaluate_pdmer(
 
     def curves_by_song(loaded: LoadedModel, wanted: np.ndarray) -> np.ndarray:
         every = np.unique(np.concatenate([songs, tasks.support_song.reshape(-1)]))
-        curves = np.asarray(_curves(loaded.model, loaded.variables, device, jnp.asarray(every), shape))
+        curves = np.asarray(
+            _curves(loaded.model, loaded.variables, device, jnp.asarray(every), shape)
+        )
         return curves[np.searchsorted(every, wanted)]
 
     def adapted(loaded: LoadedModel) -> np.ndarray:

@@ -72,7 +72,9 @@ def listener_curves(shown: ListenerCurves) -> Figure:
                     (shown.unadapted, UNADAPTED, "unadapted", 1.4),
                     (shown.adapted, ADAPTED, "adapted on one other song", 1.4),
                 ):
-                    axis.plot(time, curves[column, :, row], color=color, label=label, linewidth=width)
+                    axis.plot(
+                        time, curves[column, :, row], color=color, label=label, linewidth=width
+                    )
         axes[0, 0].set_ylabel("arousal")
         axes[1, 0].set_ylabel("valence")
         handles, labels = axes[0, 0].get_legend_handles_labels()

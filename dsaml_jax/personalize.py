@@ -52,7 +52,9 @@ def features_of_file(path: Path, config: FeatureConfig) -> SongFeatures:
     waveform, rate = load_audio(path)
     least = WINDOW_STEPS / STEPS_PER_SECOND
     if len(waveform) < least * rate:
-        raise DataError(f"{path}: {len(waveform) / rate:.1f} s of sound; at least {least:g} s are needed")
+        raise DataError(
+            f"{path}: {len(waveform) / rate:.1f} s of sound; at least {least:g} s are needed"
+        )
     return song_features(log_mel(waveform, rate, config), config)
 
 
@@ -170,7 +172,9 @@ def personalize(loaded: LoadedModel, audio: Path, annotations: Path) -> Personal
 
     def error(variables: Variables) -> np.ndarray:
         curve = _predict(loaded, variables, features)
-        return np.asarray(metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask)))
+        return np.asarray(
+            metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask))
+        )
 
     return Personalized(
         adapted, labelled / STEPS_PER_SECOND, error(loaded.variables), error(adapted)
@@ -205,7 +209,9 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
     )
 
 
-def save_personalized(directory: Path, loaded: LoadedModel, result: Personalized, song: str) -> None:
+def save_personalized(
+    directory: Path, loaded: LoadedModel, result: Personalized, song: str
+) -> None:
     """Writes the personalised model to an empty or new folder.
 
     Raises:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+
+class _Lines:
+    """A stream on which every state of a progress bar is a line of its own: for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            self._stream.write(line + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 class Console:
@@ -35,13 +50,14 @@ class Console:
     def bar(self, total: int, title: str, unit: str, done: int = 0) -> tqdm:
         """A progress bar with speed and time left, on the standard error."""
         live = sys.stderr.isatty()
+        file: Any = sys.stderr if live else _Lines(sys.stderr)
         return tqdm(
             total=total,
             desc=title,
             unit=unit,
             initial=done,
             disable=self.quiet,
-            file=sys.stderr,
+            file=file,
             dynamic_ncols=live,
             mininterval=0.2 if live else 10.0,
             ascii=None if live else True,

@@ -184,7 +184,9 @@ def train(
     optimizer = optax.adam(config.training.learning_rate)
     meta_task = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], windows, config, console) if meta_task else None
-    step_fn = make_pdmer_step(model, config, optimizer) if meta_task else make_dmer_step(model, optimizer)
+    step_fn = (
+        make_pdmer_step(model, config, optimizer) if meta_task else make_dmer_step(model, optimizer)
+    )
     validate = _make_validation(model, config, corpus, device, parts, windows)
 
     # ---- Fresh, or from the last checkpoint.
@@ -225,7 +227,9 @@ def train(
                 line = _collect(pending, step)
                 pending = []
                 _append(workdir / METRICS_FILE, line)
-                bar.set_postfix(loss=f"{line['total_loss']:.3f}", score=f"{line['score']:.3f}")
+                bar.set_postfix(
+                    loss=f"{line['total_loss']:.3f}", score=f"{line['score']:.3f}", refresh=False
+                )
             if step % config.training.validate_every == 0 or last:
                 scores = validate({"params": state.params, "batch_stats": state.batch_stats})
                 if not math.isfinite(scores["score"]):
@@ -327,9 +331,9 @@ def _initial_state(
             )
         variables = source.variables
     else:
-        variables = jax.jit(
-            lambda key: checkpoints.initial_variables(model, corpus.features, key)
-        )(key)
+        variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
+            key
+        )
     return TrainState(
         params=variables["params"],
         batch_stats=variables["batch_stats"],
@@ -386,7 +390,8 @@ def _make_validation(
         min_songs=config.meta.support_songs + 1,
     )
     tasks = evaluation_tasks(
-        pool, seed=config.training.seed,
+        pool,
+        seed=config.training.seed,
         supports=4,
         support_songs=config.meta.support_songs,
         most=config.training.validation_tasks,
@@ -404,7 +409,9 @@ def _collect(pending: list[dict[str, jax.Array]], step: int) -> dict[str, Any]:
                 f"the loss is {float(row['total_loss'])} at step {number}; the last good checkpoint is "
                 "kept. Lower training.learning_rate or meta.learning_rate"
             )
-    means = {name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]}
+    means = {
+        name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]
+    }
     return {"step": step, "kind": "train"} | means
 
 

@@ -35,3 +35,37 @@ def real():
     if not folder.is_dir():
         pytest.skip("the real recordings are not on this machine")
     return folder
+
+
+SMALL_MODEL = (
+    "model.width=16", "model.num_heads=2", "model.ffn_width=16", "training.steps=12",
+    "training.log_every=2", "training.validate_every=4", "meta.tasks=3", "meta.query_songs=2",
+    "meta.min_songs=2", "meta.steps=2", "training.validation_tasks=4",
+)  # fmt: skip
+"""A run that takes a second after compiling."""
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """The embedded corpus at its smallest useful size: (root of the corpus, prepared data)."""
+    from data_prep.deam import read_deam
+    from data_prep.features import TINY
+    from data_prep.shards import write_shards
+    from data_prep.synthetic import write_corpus
+
+    folder = tmp_path_factory.mktemp("small")
+    root = write_corpus(folder / "corpus", songs=30, annotators=15)
+    write_shards(read_deam(root, name="synthetic"), folder / "data", TINY)
+    return root, folder / "data"
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data, tmp_path_factory):
+    """A trained PDMER run on it."""
+    from data_prep.shards import read_corpus
+    from dsaml_jax.config import preset, with_settings
+    from dsaml_jax.training import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "pdmer"
+    train(with_settings(preset("tiny"), SMALL_MODEL), read_corpus(small_data[1]), workdir)
+    return workdir

@@ -7,8 +7,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-AVERAGED = "DEAM_Annotations/annotations/annotations averaged per song/dynamic (per second annotations)"
-PER_RATER = "DEAM_Annotations/annotations/annotations per each rater/dynamic (per second annotations)"
+AVERAGED = (
+    "DEAM_Annotations/annotations/annotations averaged per song/dynamic (per second annotations)"
+)
+PER_RATER = (
+    "DEAM_Annotations/annotations/annotations per each rater/dynamic (per second annotations)"
+)
 AUDIO = "DEAM_audio/MEMD_audio"
 
 

@@ -91,8 +91,13 @@ def test_every_setting_is_in_the_name():
     names = {
         FeatureConfig(**change).name
         for change in (
-            {}, {"mel_bands": 64}, {"hop_ms": 20}, {"frame_ms": 40}, {"sample_rate": 48_000},
-            {"embedding_per": "step"}, {"dtype": "float32"},
+            {},
+            {"mel_bands": 64},
+            {"hop_ms": 20},
+            {"frame_ms": 40},
+            {"sample_rate": 48_000},
+            {"embedding_per": "step"},
+            {"dtype": "float32"},
         )  # fmt: skip
     }
     assert len(names) == 7

@@ -132,8 +132,15 @@ def test_what_is_wrong_is_said_in_one_line(small, kind, message):
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=300) | st.text(alphabet="song_id,1234567890.-\nWorkerIdsample_15000ms \"", max_size=300).map(str.encode))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=300)
+    | st.text(alphabet='song_id,1234567890.-\nWorkerIdsample_15000ms "', max_size=300).map(
+        str.encode
+    )
+)
 @pytest.mark.parametrize("reader", [read_averaged, read_raters])
 def test_any_bytes_give_a_table_or_a_clear_error(tmp_path, reader, data):
     path = tmp_path / "any.csv"

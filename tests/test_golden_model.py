@@ -175,7 +175,11 @@ def assert_gradients(actual_params, expected, prefix, config, relative=1e-3):
             compared += 1
         norm = expected[f"{prefix}norm:{name}"]
         np.testing.assert_allclose(
-            np.linalg.norm(value), norm, rtol=relative, atol=1e-5 if no_gradient else 0, err_msg=name
+            np.linalg.norm(value),
+            norm,
+            rtol=relative,
+            atol=1e-5 if no_gradient else 0,
+            err_msg=name,
         )
     return compared
 
@@ -238,9 +242,7 @@ def test_full_size(golden):
     names = json.loads((SHARED / "golden" / "full_1024_names.json").read_text())
     stored = json.loads((SHARED / "golden" / "config.json").read_text())
     seed, cfg = stored["seed"], stored["cfg"]
-    config = ModelConfig(
-        local_context=cfg["lc"], global_context=cfg["gc"], dropout=0.0
-    )
+    config = ModelConfig(local_context=cfg["lc"], global_context=cfg["gc"], dropout=0.0)
     variables = convert.from_torch(weights(names, seed + 10), config)
     batch = inputs(seed + 11, 2, 60, 1024)
     expected = golden("full_1024")

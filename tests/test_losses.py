@@ -27,10 +27,11 @@ def test_diagonal_loss_by_hand():
     out = make_output()
     maps = np.asarray(out.attention)[:, :, -1].mean(axis=(0, 2))
     expected = sum(
-        np.mean((np.diagonal(maps[scale]) - target) ** 2)
-        for scale, target in enumerate((0.9, 0.1))
+        np.mean((np.diagonal(maps[scale]) - target) ** 2) for scale, target in enumerate((0.9, 0.1))
     )
-    assert losses.diagonal_attention_loss(out.attention, CONFIG) == pytest.approx(expected, abs=1e-6)
+    assert losses.diagonal_attention_loss(out.attention, CONFIG) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_masked_steps_do_not_count():

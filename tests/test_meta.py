@@ -178,9 +178,7 @@ def test_one_trace_per_shape():
         return mlp_loss(params, batch)
 
     algorithm = meta.algorithm("maml", steps=3, learning_rate=0.1)
-    step = jax.jit(
-        lambda p, s, q: meta.meta_gradient(counted, p, s, q, algorithm=algorithm)[1]
-    )
+    step = jax.jit(lambda p, s, q: meta.meta_gradient(counted, p, s, q, algorithm=algorithm)[1])
     params, support, query = mlp()
     params = step(params, support, query)
     first = len(traces)

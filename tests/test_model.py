@@ -94,9 +94,11 @@ def test_ablations(data, change, scales):
 
 def test_dropout_follows_its_key(data, variables):
     model = DSAML(dataclasses.replace(CONFIG, dropout=0.5))
-    run = lambda seed: model.apply(  # noqa: E731
-        variables, *data, True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"]
-    )[0].arousal
+    run = lambda seed: (
+        model.apply(  # noqa: E731
+            variables, *data, True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"]
+        )[0].arousal
+    )
     np.testing.assert_array_equal(run(1), run(1))
     assert np.abs(np.asarray(run(1) - run(2))).max() > 1e-3
     np.testing.assert_array_equal(
@@ -108,7 +110,9 @@ def test_running_statistics_move_only_when_mutable(data, variables):
     model = DSAML(CONFIG)
     _, updated = model.apply(variables, *data, mutable=["batch_stats"])
     before, after = variables["batch_stats"], updated["batch_stats"]
-    assert not np.allclose(after["spectrogram"]["norm0"]["mean"], before["spectrogram"]["norm0"]["mean"])
+    assert not np.allclose(
+        after["spectrogram"]["norm0"]["mean"], before["spectrogram"]["norm0"]["mean"]
+    )
     out = model.apply(variables, *data, True)  # immutable: batch statistics used, none kept
     assert np.isfinite(out.arousal).all()
 

@@ -64,9 +64,7 @@ def rate_many(songs=80, people=30, seed=0):
     times = np.arange(15, 45, 0.5)
     grid = listeners.cue_grid(45)
     cues = [music.cue_curves(music.compose(random), grid) for _ in range(songs)]
-    return np.stack(
-        [[listeners.rate_song(p, c, times, random) for p in crowd] for c in cues]
-    )
+    return np.stack([[listeners.rate_song(p, c, times, random) for p in crowd] for c in cues])
 
 
 def test_spread_between_raters_is_deams():
@@ -85,9 +83,7 @@ def test_part_of_a_listener_shows_in_one_song_and_part_does_not():
     half = len(deviation) // 2
     for dimension in range(2):
         first, second = deviation[:half, :, dimension], deviation[half:, :, dimension]
-        one_song = np.mean(
-            [np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)]
-        )
+        one_song = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)])
         assert 0.2 < one_song < 0.7
 
 

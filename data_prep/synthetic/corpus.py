@@ -65,7 +65,9 @@ def write_corpus(
     if (root / MARKER).is_file():
         if json.loads((root / MARKER).read_text()) == settings:
             return root
-        raise DataError(f"{root} holds a synthetic corpus with other settings; choose another folder")
+        raise DataError(
+            f"{root} holds a synthetic corpus with other settings; choose another folder"
+        )
     if root.exists() and any(root.iterdir()):
         raise DataError(f"{root} is not empty; choose another folder")
 

@@ -94,7 +94,14 @@ def render(sections: tuple[Section, ...], random: np.random.RandomState) -> np.n
                 onset = time + quarter * beat
                 if onset >= section.end - 0.05:
                     break
-                _play(song, table, onset, beat * held, tonic + _pitch(scale, chord) + shift // 2, 0.6 * gain)
+                _play(
+                    song,
+                    table,
+                    onset,
+                    beat * held,
+                    tonic + _pitch(scale, chord) + shift // 2,
+                    0.6 * gain,
+                )
                 for half in range(2):
                     at = onset + half * beat / 2
                     draw, move = random.random_sample(2)

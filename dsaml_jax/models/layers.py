@@ -15,9 +15,7 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for linear, conv and LSTM tensors."""
     bound = 1.0 / math.sqrt(fan_in)
 
-    def init(
-        key: chex.PRNGKey, shape: Sequence[int], dtype: jnp.dtype = jnp.float32
-    ) -> jax.Array:
+    def init(key: chex.PRNGKey, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -92,9 +90,7 @@ class BatchNorm(nn.Module):
         return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
 
 
-def masked_moments(
-    x: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def masked_moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean, biased variance and count over all axes but the last.
 
     Args:

@@ -1,0 +1,72 @@
+"""Whole songs: stitched windows, the front end once, and the published windows where they agree."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_prep.features import window_starts
+from dsaml_jax import DSAML, ModelConfig
+from dsaml_jax.inference import predict_song
+
+CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0)
+MODEL = DSAML(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return MODEL.init(jax.random.key(0), jnp.zeros((1, 2, 5, 8)), jnp.zeros((1, 1, 16)))
+
+
+def by_hand(variables, mel, embedding, starts, per_step):
+    """One window at a time through the whole model; each step from the window it is most inside."""
+    n = len(mel)
+    best = np.full(n, np.inf)
+    curve = np.zeros((n, 2))
+    for w, start in enumerate(starts):
+        rows = np.arange(start, min(start + 60, n))
+        g = embedding[rows] if per_step else embedding[w : w + 1]
+        out = MODEL.apply(variables, mel[None, rows], g[None])
+        for k, row in enumerate(rows):
+            distance = abs(2 * k - 59)
+            if distance < best[row]:
+                best[row] = distance
+                curve[row] = out.arousal[0, k], out.valence[0, k]
+    return curve
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("steps", [23, 60, 61, 100, 137])
+def test_stitching(variables, steps, per_step):
+    random = np.random.RandomState(steps)
+    mel = random.randn(steps, 5, 8).astype(np.float32)
+    starts = window_starts(steps)
+    embedding = random.randn(steps if per_step else len(starts), 16).astype(np.float32)
+    actual = predict_song(MODEL, variables, mel, embedding, starts, per_step=per_step)
+    expected = by_hand(variables, mel, embedding, starts, per_step)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_one_window_equals_the_published_inference(golden):
+    """At 60 steps the published sliding window is a single window, and so is ours."""
+    import json
+
+    from dsaml_jax import convert
+    from tests.conftest import SHARED
+    from tests.recipe import inputs
+
+    stored = json.loads((SHARED / "golden" / "config.json").read_text())
+    cfg = stored["cfg"]
+    config = ModelConfig(
+        width=cfg["D"], num_heads=cfg["H"], num_layers=cfg["L"], local_context=cfg["lc"],
+        global_context=cfg["gc"], dropout=0.0,
+    )  # fmt: skip
+    expected = golden("slide_inference")
+    variables = convert.from_torch(golden("state_dict"), config)
+    mel = inputs(stored["seed"] + 1, 2, 60, cfg["D"])[0][0]
+    embedding = expected["real_global"][0, :60]
+    curve = predict_song(DSAML(config), variables, mel, embedding, window_starts(60), per_step=True)
+    np.testing.assert_allclose(curve[:, 0], expected["real_eval_T60_arousal"][0], atol=2e-5)
+    np.testing.assert_allclose(curve[:, 1], expected["real_eval_T60_valence"][0], atol=2e-5)

@@ -1,0 +1,169 @@
+"""Shards there and back, who is held out, and windows gathered by index."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_prep.audio import load_audio
+from data_prep.base import DataError
+from data_prep.deam import read_deam
+from data_prep.features import FeatureConfig, log_mel
+from data_prep.shards import find_dataset, read_corpus, write_shards
+from dsaml_jax.corpus import (
+    gather_windows,
+    held_out,
+    regular_windows,
+    to_device,
+    training_target,
+)
+from tests.deam_files import AUDIO, make_deam
+
+CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)
+STEPS = {str(i): (60 + (i % 3) * 20, 60 + (i % 3) * 20) for i in range(2, 12)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_deam(tmp_path_factory.mktemp("deam"), STEPS, raters=6, seconds=70)
+
+
+@pytest.fixture(scope="module")
+def data(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("data")
+    return write_shards(read_deam(root), out, CONFIG, workers=1).parents[2]
+
+
+@pytest.fixture(scope="module")
+def corpus(data):
+    return read_corpus(data)
+
+
+def test_round_trip(root, corpus):
+    annotated = {song.song_id: song for song in read_deam(root).songs}
+    assert set(corpus.song_ids) == set(annotated)
+    for i, name in enumerate(corpus.song_ids):
+        song = annotated[name]
+        start, steps = corpus.song_start[i], corpus.song_steps[i]
+        assert steps == len(song.arousal) and corpus.split[i] == song.split
+        np.testing.assert_array_equal(corpus.mean[start : start + steps, 0], song.arousal)
+        waveform, rate = load_audio(root / AUDIO / f"{name}.wav")
+        expected = log_mel(waveform[15 * rate :], rate, CONFIG)[:steps]
+        np.testing.assert_array_equal(
+            corpus.log_mel[start : start + steps], expected.astype(np.float16)
+        )
+        mine = np.flatnonzero(corpus.rating_song == i)
+        assert len(mine) == len(song.ratings)
+        for rating, index in zip(song.ratings, mine, strict=True):
+            assert corpus.annotator_ids[corpus.rating_annotator[index]] == rating.annotator_id
+            first = corpus.rating_first[index]
+            np.testing.assert_array_equal(corpus.ratings[first : first + steps, 1], rating.valence)
+
+
+def test_it_is_an_ordinary_tfds_dataset(data):
+    builder = tfds.builder_from_directory(find_dataset(data))
+    assert builder.info.splits["train"].num_examples == 7
+    example = builder.as_data_source("train[:2]")[0]
+    assert example["log_mel"].shape[1:] == (CONFIG.frames, CONFIG.mel_bands)
+
+
+def test_no_tensorflow_and_light_imports(data):
+    code = (
+        "import sys, dsaml_jax; heavy = ('tensorflow', 'librosa', 'tensorflow_datasets', 'torch');"
+        "assert not [m for m in heavy if m in sys.modules], 'import dsaml_jax is heavy';"
+        f"from data_prep.shards import read_corpus; from pathlib import Path;"
+        f"read_corpus(Path({str(data)!r})); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_data_prep_stands_alone():
+    code = (
+        "import sys, data_prep.shards, data_prep.synthetic, data_prep.deam;"
+        "assert not [m for m in ('dsaml_jax', 'jax', 'flax') if m in sys.modules]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_features_of_other_settings_live_elsewhere(root, data):
+    other = FeatureConfig(sample_rate=8000, hop_ms=100, mel_bands=8)
+    write_shards(read_deam(root, limit=3), data, other, workers=1)
+    with pytest.raises(DataError, match="several datasets"):
+        read_corpus(data)
+    write_shards(read_deam(root), data, CONFIG, workers=1)  # finished: found, not made again
+    with pytest.raises(DataError, match="other songs"):
+        write_shards(read_deam(root, limit=4), data, CONFIG, workers=1)
+
+
+def test_unusable_audio_is_left_out_with_a_note(root, tmp_path):
+    copy = make_deam(tmp_path / "deam", {"2": (60, 60), "3": (60, 60), "4": (60, 60)})
+    (copy / AUDIO / "3.wav").write_text("no sound")
+    corpus = read_corpus(write_shards(read_deam(copy), tmp_path / "out", CONFIG, workers=1))
+    assert set(corpus.song_ids) == {"2", "4"}
+    assert any("3.wav" in note for note in corpus.notes)
+    for path in (copy / AUDIO).iterdir():
+        path.write_text("no sound")
+    with pytest.raises(DataError, match="not a sound file"):
+        write_shards(read_deam(copy), tmp_path / "none", CONFIG, workers=1)
+    assert not list((tmp_path / "none").rglob("*.array_record*"))
+
+
+def test_damage_is_said(data, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_corpus(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no prepared dataset"):
+        read_corpus(tmp_path)
+    folder = tmp_path / "deam" / CONFIG.name / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "corpus.json").write_text(json.dumps({"name": "x"}))
+    with pytest.raises(DataError, match="damaged"):
+        read_corpus(tmp_path)
+
+
+def test_nobody_is_in_two_parts(corpus):
+    parts = held_out(corpus, seed=0)
+    people = [set(corpus.rating_annotator[part.ratings]) for part in parts.values()]
+    songs = [set(part.songs) for part in parts.values()]
+    for sets in (people, songs):
+        assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
+    for part in parts.values():
+        assert set(corpus.rating_song[part.ratings]) <= set(part.songs)
+        assert set(part.ratings) <= set(part.all_ratings)
+
+
+def test_the_training_target_leaves_held_out_people_out(corpus):
+    part = held_out(corpus, seed=0)["train"]
+    target = training_target(corpus, part)
+    song = part.songs[0]
+    start, steps = corpus.song_start[song], corpus.song_steps[song]
+    mine = part.ratings[corpus.rating_song[part.ratings] == song]
+    curves = [corpus.ratings[f : f + steps] for f in corpus.rating_first[mine]]
+    np.testing.assert_allclose(target[start : start + steps], np.mean(curves, 0), atol=1e-6)
+    assert not np.allclose(target[start : start + steps], corpus.mean[start : start + steps])
+    outside = np.flatnonzero(corpus.split == "test")[0]
+    start = corpus.song_start[outside]
+    np.testing.assert_array_equal(target[start : start + 60], corpus.mean[start : start + 60])
+
+
+def test_windows_by_index(corpus):
+    device = to_device(corpus, corpus.mean)
+    long = int(np.argmax(corpus.song_steps))  # 100 steps: windows at 0, 30, 40
+    rating = int(np.flatnonzero(corpus.rating_song == long)[1])
+    assert regular_windows(corpus)[long] == 2
+    index = lambda *values: np.array(values, np.int32)  # noqa: E731
+    batch = jax.jit(gather_windows)(device, index(long, long), index(0, 2), index(rating, -1))
+    start, first = corpus.song_start[long], corpus.rating_first[rating]
+    np.testing.assert_array_equal(batch.log_mel[1], corpus.log_mel[start + 40 : start + 100])
+    np.testing.assert_array_equal(batch.arousal[0], corpus.ratings[first : first + 60, 0])
+    np.testing.assert_array_equal(
+        batch.embedding[1, 0], corpus.embedding[corpus.embedding_first[long] + 2]
+    )
+    assert np.asarray(batch.labelled[0]).all() and not np.asarray(batch.labelled[1]).any()
+    mean = gather_windows(device, index(long), index(1))
+    np.testing.assert_array_equal(mean.valence[0], corpus.mean[start + 30 : start + 90, 1])

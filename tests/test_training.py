@@ -1,0 +1,191 @@
+"""Training: it learns, resumes bit for bit after a kill, and stops with a reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from data_prep.shards import read_corpus
+from dsaml_jax import UsageError, checkpoints, training
+from dsaml_jax.config import preset, with_settings
+from dsaml_jax.training import METRICS_FILE, read_metrics, train
+from tests.conftest import SMALL_MODEL
+
+TINY = preset("tiny")
+
+
+def settings(*more):
+    return with_settings(TINY, [*SMALL_MODEL, *more])
+
+
+@pytest.fixture(scope="module")
+def corpus(small_data):
+    return read_corpus(small_data[1])
+
+
+def test_dmer_learns(corpus, tmp_path):
+    config = settings("training.task=dmer", "training.steps=40", "training.learning_rate=3e-3",
+                      "training.validate_every=20")  # fmt: skip
+    result = train(config, corpus, tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [line["step"] for line in lines] == list(range(2, 41, 2))
+    losses = [line["total_loss"] for line in lines]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
+    validated = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validation"]
+    assert result["best_score"] == max(line["score"] for line in validated)
+
+
+def killed_run(small_data, workdir, *, after):
+    """Starts `dsaml train` and kills it as soon as its metrics file has `after` lines."""
+    command = [sys.executable, "-m", "dsaml_jax.cli", "train", "--data", str(small_data[1]),
+               "--workdir", str(workdir), "--preset", "tiny", "--quiet",
+               *[f"--set={setting}" for setting in SMALL_MODEL]]  # fmt: skip
+    environment = os.environ | {"DSAML_CACHE": jax.config.jax_compilation_cache_dir}
+    process = subprocess.Popen(command, env=environment)
+    metrics = workdir / METRICS_FILE
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.is_file() and len(metrics.read_text().splitlines()) >= after:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return command, environment
+        time.sleep(0.002)
+    process.kill()
+    raise AssertionError("the run ended before it could be killed")
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp_path, after):
+    workdir = tmp_path / "killed"
+    command, environment = killed_run(small_data, workdir, after=after)
+    assert len(read_metrics(workdir)) < len(read_metrics(small_run))
+    subprocess.run(command, env=environment, check=True)
+    assert (workdir / METRICS_FILE).read_bytes() == (small_run / METRICS_FILE).read_bytes()
+    ours, theirs = checkpoints.load_model(workdir), checkpoints.load_model(small_run)
+    assert ours.step == theirs.step
+    for a, b in zip(
+        jax.tree.leaves(ours.variables), jax.tree.leaves(theirs.variables), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_seed_changes_the_numbers(corpus, small_run, tmp_path):
+    train(settings("training.seed=1"), corpus, tmp_path / "other")
+    assert read_metrics(tmp_path / "other")[0] != read_metrics(small_run)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("meta.algorithm=fomaml",), ("meta.task_kind=random",),
+     ("meta.batch_norm=batch", "meta.inner_loss=dsaml", "model.dropout=0.1")],
+)  # fmt: skip
+def test_variants_run(corpus, tmp_path, change):
+    config = settings("training.steps=2", "training.validate_every=2", *change)
+    train(config, corpus, tmp_path / "run")
+    lines = read_metrics(tmp_path / "run")
+    assert all(np.isfinite(line["score"]) for line in lines)
+
+
+def test_one_trace_in_a_run(corpus, tmp_path, monkeypatch):
+    counts = []
+    original = training.gather_windows
+    monkeypatch.setattr(
+        training, "gather_windows", lambda *args: (counts.append(1), original(*args))[1]
+    )
+    config = settings("training.task=dmer", "training.steps=6", "training.validate_every=2")
+    train(config, corpus, tmp_path / "run")
+    assert len(counts) == 1
+
+
+def test_start_from_another_run(corpus, small_run, tmp_path):
+    config = settings(
+        f"training.init_from={small_run}", "training.steps=2", "training.validate_every=2"
+    )
+    train(config, corpus, tmp_path / "run")
+    wider = settings(f"training.init_from={small_run}", "model.width=32")
+    with pytest.raises(UsageError, match=r"another model.*model.width: 16 -> 32"):
+        train(wider, corpus, tmp_path / "wider")
+    with pytest.raises(UsageError, match="not a run"):
+        train(settings(f"training.init_from={tmp_path}"), corpus, tmp_path / "nothing")
+
+
+def test_another_configuration_in_the_same_folder_is_refused(corpus, small_run):
+    before = (small_run / METRICS_FILE).read_bytes()
+    with pytest.raises(UsageError, match=r"other settings \(meta.steps: 2 -> 3\)"):
+        train(settings("meta.steps=3"), corpus, small_run)
+    assert (small_run / METRICS_FILE).read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(corpus, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match="not empty"):
+        train(settings(), corpus, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(corpus, tmp_path, monkeypatch):
+    original = training.make_dmer_step
+
+    def broken(model, optimizer):
+        step = original(model, optimizer)
+
+        def poisoned(state, device, song, window, key):
+            poisoned.calls += 1
+            state, terms = step(state, device, song, window, key)
+            if poisoned.calls == 7:
+                terms = terms | {"total_loss": terms["total_loss"] * np.float32(np.nan)}
+            return state, terms
+
+        poisoned.calls = 0
+        return poisoned
+
+    monkeypatch.setattr(training, "make_dmer_step", broken)
+    with pytest.raises(UsageError, match="nan at step 7; the last good checkpoint is kept"):
+        train(settings("training.task=dmer"), corpus, tmp_path / "run")
+    assert checkpoints.load_model(tmp_path / "run").step == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "run.json").write_text("{"), "damaged"),
+        (lambda d: (d / "run.json").write_text((d / "run.json").read_text().replace('"format_version": 1', '"format_version": 99')), "version 99"),
+        (lambda d: (d / "run.json").write_text((d / "run.json").read_text().replace('"width": 16', '"width": 32')), "another model"),
+        (lambda d: (d / "run.json").unlink(), "not a run"),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_refused(small_run, tmp_path, damage, message):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(small_run, copy)
+    damage(copy)
+    with pytest.raises(UsageError, match=message):
+        checkpoints.load_model(copy)
+
+
+def test_a_corpus_without_annotators_says_so(real, tmp_path, corpus):
+    import dataclasses
+
+    averaged = dataclasses.replace(
+        corpus,
+        annotator_ids=(),
+        rating_song=np.zeros(0, np.int32),
+        rating_annotator=np.zeros(0, np.int32),
+        rating_first=np.zeros(0, np.int32),
+        ratings=np.zeros((0, 2), np.float32),
+    )
+    with pytest.raises(UsageError, match="PDMER needs"):
+        train(settings(), averaged, tmp_path / "pdmer")
+    train(
+        settings("training.task=dmer", "training.steps=2", "training.validate_every=2"),
+        averaged,
+        tmp_path / "dmer",
+    )
