@@ -97,8 +97,8 @@ def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dic
     shuffled = [ordered[i] for i in np.argsort(keys, kind="stable")]
     least = 1 if len(ordered) >= 3 else 0
     validation, test = (max(least, round(share * len(ordered))) for share in shares)
-    parts: list[Split] = ["validation"] * validation + ["test"] * test
-    parts += ["train"] * (len(ordered) - len(parts))
+    counts: dict[Split, int] = {"validation": validation, "test": test, "train": len(ordered)}
+    parts = [part for part, count in counts.items() for _ in range(count)]
     return dict(zip(shuffled, parts, strict=False))
 
 

@@ -173,7 +173,7 @@ def _splits(ids: list[str]) -> dict[str, Split]:
     splits = split_by_rank([song for song in ids if song not in official], seed=0, shares=(0.1, 0))
     # With no share for the test set the one id it is always given goes back to training.
     splits = {song: "train" if split == "test" else split for song, split in splits.items()}
-    return splits | {song: "test" for song in official}
+    return splits | dict.fromkeys(official, "test")
 
 
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:

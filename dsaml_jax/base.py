@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any, Literal
 
 import chex
+import flax.struct
 
 PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
@@ -95,7 +96,7 @@ class ModelConfig:
         return tuple(target for used, target in scales if used)
 
 
-@chex.dataclass(frozen=True)
+@flax.struct.dataclass
 class ModelOutput:
     """What :class:`dsaml_jax.DSAML` returns.
 
@@ -111,7 +112,7 @@ class ModelOutput:
     attention: chex.Array
 
 
-@chex.dataclass(frozen=True)
+@flax.struct.dataclass
 class SongBatch:
     """`B` windows of songs with the curves one listener (or the mean listener) drew for them.
 

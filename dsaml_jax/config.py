@@ -132,7 +132,7 @@ class RunConfig:
 
 
 _OURS = MetaConfig(
-    steps=3, learning_rate=0.006, min_songs=4, inner_loss="squared_error", batch_norm="running"
+    steps=3, learning_rate=0.002, min_songs=4, inner_loss="squared_error", batch_norm="running"
 )
 
 PRESETS: dict[str, RunConfig] = {

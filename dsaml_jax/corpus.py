@@ -11,7 +11,6 @@ import dataclasses
 
 import chex
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,7 +53,7 @@ def held_out(corpus: Corpus, seed: int) -> dict[str, Part]:
     """
     people = split_by_rank(list(corpus.annotator_ids), seed, ANNOTATOR_SHARES)
     person_split = np.array([people[name] for name in corpus.annotator_ids], dtype="<U10")
-    parts = {}
+    parts: dict[str, Part] = {}
     for split in SPLITS:
         of_song = (corpus.split == split)[corpus.rating_song]
         of_person = (person_split == split)[corpus.rating_annotator] if len(of_song) else of_song
@@ -129,7 +128,7 @@ def regular_windows(corpus: Corpus) -> np.ndarray:
 
 
 def gather_windows(
-    corpus: DeviceCorpus, song: jax.Array, window: jax.Array, rating: jax.Array | None = None
+    corpus: DeviceCorpus, song: chex.Array, window: chex.Array, rating: chex.Array | None = None
 ) -> SongBatch:
     """Windows by index, inside `jit`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -54,7 +55,7 @@ FULL = Size(
     songs=400,
     annotators=100,
     dmer=("training.steps=600", "training.validate_every=100"),
-    pdmer=("training.steps=300", "training.learning_rate=2e-4", "training.validation_tasks=64"),
+    pdmer=("training.steps=300", "training.learning_rate=5e-4", "training.validation_tasks=64"),
     seconds=(20, 15, 50, 230, 25, 20),
 )
 QUICK = Size(
@@ -93,7 +94,7 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
 
     def stage(number: int) -> None:
         expected = sum(size.seconds[:number])
-        pace = console.elapsed() / expected if expected else 1.0  # of this machine
+        pace = max(1.0, console.elapsed() / max(expected, 1))  # of this machine
         left = round(sum(size.seconds[number:]) * pace)
         console.say(
             f"[{number + 1}/{len(STAGES)}] {STAGES[number]} (about {left // 60}:{left % 60:02d} left)"
@@ -200,7 +201,7 @@ def _pictures(
     song = np.array([corpus.song_ids.index(shown.song)], np.int32)
     device = to_device(corpus, corpus.mean)
     batch = gather_windows(device, song, np.zeros(1, np.int32))
-    out = run.model.apply(run.variables, batch.log_mel, batch.embedding)
+    out: Any = run.model.apply(run.variables, batch.log_mel, batch.embedding)
     context = run.info.config.model
     return [
         Picture(

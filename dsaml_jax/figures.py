@@ -16,7 +16,7 @@ from dsaml_jax.evaluation import ListenerCurves
 
 COLORS = {"arousal": "#c2410c", "valence": "#0f766e"}
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "dsaml",
     "svg.fonttype": "path",
     "font.size": 9.0,

@@ -51,7 +51,7 @@ def song_curve(
     inside = window_start[:, None] + jnp.arange(WINDOW_STEPS)[None]  # [w, T]
     present = inside < steps
     rows = jnp.minimum(inside, length - 1)
-    out = model.apply(
+    out: Any = model.apply(
         variables,
         features[rows],
         embedding[rows] if per_step else embedding[:, None],

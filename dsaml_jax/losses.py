@@ -96,7 +96,8 @@ def squared_error(
 
     Args:
       out: the model's output.
-      arousal, valence: `[B, T]` labels.
+      arousal: `[B, T]` labels.
+      valence: `[B, T]` labels.
       mask: `[B, T]` bool.
     """
     chex.assert_equal_shape([out.arousal, arousal, valence, mask])

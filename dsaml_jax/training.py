@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +53,7 @@ from dsaml_jax.tasks import (
 METRICS_FILE = "metrics.jsonl"
 
 
-@chex.dataclass(frozen=True)
+@flax.struct.dataclass
 class TrainState:
     """What training changes.
 
@@ -129,7 +130,7 @@ def _update(
     )
 
 
-@chex.dataclass(frozen=True)
+@flax.struct.dataclass
 class TaskArrays:
     """Indices of a :class:`~dsaml_jax.tasks.TaskBatch` on the device, `[tasks, S]` and `[tasks, Q]`."""
 

@@ -47,9 +47,10 @@ def test_absent_steps_change_nothing(data, variables, train):
     """Six steps, and six steps padded to nine with rubbish, give the same curves and statistics."""
     mel, embedding = data
     model = DSAML(CONFIG)
-    apply = lambda mel, **kw: model.apply(  # noqa: E731
-        variables, mel, embedding, train, mutable=["batch_stats"], **kw
-    )
+
+    def apply(mel, **options):
+        return model.apply(variables, mel, embedding, train, mutable=["batch_stats"], **options)
+
     short, short_stats = apply(mel[:, :6])
     padded = mel.at[:, 6:].set(100.0)
     present = jnp.broadcast_to(jnp.arange(9)[None] < 6, (2, 9))
@@ -94,11 +95,12 @@ def test_ablations(data, change, scales):
 
 def test_dropout_follows_its_key(data, variables):
     model = DSAML(dataclasses.replace(CONFIG, dropout=0.5))
-    run = lambda seed: (
-        model.apply(  # noqa: E731
-            variables, *data, True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"]
-        )[0].arousal
-    )
+
+    def run(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        out, _ = model.apply(variables, *data, True, rngs=rngs, mutable=["batch_stats"])
+        return out.arousal
+
     np.testing.assert_array_equal(run(1), run(1))
     assert np.abs(np.asarray(run(1) - run(2))).max() > 1e-3
     np.testing.assert_array_equal(

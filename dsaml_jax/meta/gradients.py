@@ -51,8 +51,9 @@ def meta_gradient(
     ) -> tuple[jax.Array, Any]:
         inner_key, outer_key = (None, ()) if keys is None else (keys[0], (keys[1],))
         adapted = algorithm.adapt(loss_fn, params, support, inner_key)
-        result = outer(adapted, query, *outer_key)
-        return result if has_aux else (result, None)
+        result: Any = outer(adapted, query, *outer_key)
+        loss, aux = result if has_aux else (result, None)
+        return loss, aux
 
     def mean_loss(params: PyTree) -> tuple[jax.Array, Any]:
         axes = (None, 0, 0, None if keys is None else 0)

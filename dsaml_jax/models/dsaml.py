@@ -29,6 +29,7 @@ class DSAML(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
+        """Makes the four parts; Flax calls this."""
         config = self.config
         self.spectrogram = SpectrogramBranch()
         self.adapter = ImageBindAdapter(

@@ -102,10 +102,7 @@ def masked_moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax
     """
     per_example = math.prod(x.shape[1:-1])
     inner = tuple(range(1, x.ndim - 1))
-    if mask is None:
-        weights = jnp.ones(x.shape[:1], x.dtype)
-    else:
-        weights = mask.astype(x.dtype)
+    weights = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
     count = jnp.maximum(jnp.sum(weights) * per_example, 1.0)
     # Reduce each example first, so that the mask costs N and not N * height * width multiplies.
     mean = weights @ jnp.sum(x, inner) / count

@@ -1,0 +1,275 @@
+"""The command line end to end, and every wrong turn: one line, a status, nothing left behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from dsaml_jax.cli import main
+from dsaml_jax.evaluation import COLUMNS
+from tests.conftest import SMALL_MODEL
+from tests.deam_files import AUDIO, AVERAGED
+
+COMMAND = [sys.executable, "-m", "dsaml_jax.cli"]
+
+
+@pytest.fixture
+def environment():
+    return os.environ | {"DSAML_CACHE": jax.config.jax_compilation_cache_dir}
+
+
+@pytest.fixture(autouse=True)
+def same_cache(monkeypatch):
+    monkeypatch.setenv("DSAML_CACHE", jax.config.jax_compilation_cache_dir)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def fails(capsys, *arguments):
+    """Runs a command that must fail; returns its one line."""
+    status = main([str(argument) for argument in arguments])
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status != 0
+    assert message.startswith("dsaml: ") and "Traceback" not in message
+    return message
+
+
+def test_quick_demo_end_to_end(tmp_path, environment):
+    workdir = tmp_path / "demo"
+    started = time.monotonic()
+    done = subprocess.run(
+        [*COMMAND, "demo", "--quick", "--workdir", str(workdir)],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first = time.monotonic() - started
+    assert "[6/6]" in done.stdout and "step/s" in done.stderr
+    page = (workdir / "report.html").read_text()
+    assert page.count("<svg") == 4 and "MAML adapted" in page and "jaxlib" in page
+    assert not any(word in page for word in ('src="http', "href=", "<script", "@import"))
+    results = json.loads((workdir / "results.json").read_text())
+    assert list(results["summary"]) == [
+        "constant", "support mean", "DMER", "DMER + affine", "DMER fine-tuned",
+        "MAML unadapted", "MAML adapted",
+    ]  # fmt: skip
+    rows = list(csv.DictReader((workdir / "per_song.csv").open()))
+    mine = [float(row["arousal_rmse"]) for row in rows if row["method"] == "MAML adapted"]
+    assert results["summary"]["MAML adapted"]["arousal_rmse"]["mean"] == pytest.approx(
+        np.mean(mine)
+    )
+    assert all(row["support"] != row["song"] for row in rows)
+
+    before = contents(workdir / "run")
+    again = subprocess.run(
+        [*COMMAND, "demo", "--quick", "--workdir", str(workdir), "--quiet"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert again.stdout == "" and again.stderr == ""
+    assert contents(workdir / "run") == before
+    assert first < 300  # two minutes on two idle cores; this only catches a runaway
+
+
+def test_real_clips_through_the_main_job(real, tmp_path, capsys):
+    """Four DEAM clips and their labels: prepare, train, evaluate, personalise, predict."""
+    root = tmp_path / "DEAM"
+    (root / AVERAGED).mkdir(parents=True)
+    (root / AUDIO).mkdir(parents=True)
+    for name in ("arousal.csv", "valence.csv"):
+        shutil.copy(real / "deam" / name, root / AVERAGED)
+    for clip in (real / "deam" / "audio").iterdir():
+        shutil.copy(clip, root / AUDIO)
+
+    def run(*arguments):
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out
+
+    data, work, mine, out = (tmp_path / name for name in ("data", "run", "mine", "out"))
+    said = run("prepare", "deam", "--root", root, "--out", data, "--features", "tiny")
+    assert "1798 of 1802 annotated songs have no audio" in said
+    small = [f"--set={s}" for s in SMALL_MODEL if s.startswith(("model", "training"))]
+    run("train", "--data", data, "--workdir", work, "--task", "dmer", "--preset", "tiny", *small)
+    said = run("evaluate", "--data", data, "--workdir", work)
+    assert "DMER" in said and (work / "per_song.csv").is_file()
+    labels = np.genfromtxt(real / "deam" / "arousal.csv", delimiter=",", skip_header=2, max_rows=1)
+    annotations = tmp_path / "mine.csv"
+    lines = [f"{15 + 0.5 * i},{a},{-a}" for i, a in enumerate(labels[1:60])]
+    annotations.write_text("\n".join(["time,arousal,valence", *lines]))
+    clip = root / AUDIO / "3.mp3"
+    run(
+        "personalize",
+        "--checkpoint",
+        work,
+        "--audio",
+        clip,
+        "--annotations",
+        annotations,
+        "--out",
+        mine,
+    )
+    songs = sorted((real / "music").iterdir())
+    run("predict", "--checkpoint", mine, *songs, "--out", out)
+    for song in songs:
+        rows = list(csv.reader((out / f"{song.stem}.csv").open()))
+        assert rows[0] == ["time", "arousal", "valence"]
+        seconds = soundfile.info(song).duration
+        assert abs(len(rows) - 1 - 2 * seconds) <= 2
+        assert np.abs(np.array(rows[1:], float)[:, 1:]).max() <= 1.0
+        assert (out / f"{song.stem}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("protocol", ["clean", "reference"])
+def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
+    work = tmp_path / "run"
+    shutil.copytree(small_run, work)
+    arguments = ["evaluate", "--data", str(small_data[1]), "--workdir", str(work)]
+    assert main([*arguments, "--protocol", protocol]) == 0
+    said = capsys.readouterr().out
+    assert protocol in said and "MAML adapted" in said
+    rows = list(csv.DictReader((work / "per_song.csv").open()))
+    same = [row["support"] == row["song"] for row in rows]
+    assert all(same) if protocol == "reference" else not any(same)
+    assert all(np.isfinite(float(row[column])) for row in rows for column in COLUMNS)
+    results = json.loads((work / "results.json").read_text())
+    assert results["protocol"] == protocol and results["facts"]["embedding"] == "spectral"
+
+
+def test_convert(tmp_path, golden, capsys):
+    torch = pytest.importorskip("torch", reason="PyTorch (extra [torch]) is not installed")
+    state_dict = {name: torch.from_numpy(array) for name, array in golden("state_dict").items()}
+    torch.save(state_dict, tmp_path / "model.pth")
+    assert (
+        main(["convert", "reference", str(tmp_path / "model.pth"), "--out", str(tmp_path / "out")])
+        == 0
+    )
+    from dsaml_jax.checkpoints import read_run_info
+
+    assert read_run_info(tmp_path / "out").config.model.num_heads == 4
+
+
+# ---- Wrong turns.
+
+
+def test_wrong_folders_and_files(small_data, small_run, tmp_path, capsys):
+    data = small_data[1]
+    text = tmp_path / "song.mp3"
+    text.write_text("not music")
+    nothing = tmp_path / "nothing"
+    cases = [
+        (("prepare", "deam", "--root", nothing, "--out", tmp_path / "o"), "no such folder"),
+        (("prepare", "deam", "--root", tmp_path, "--out", tmp_path / "o"), "DEAM_Annotations.zip"),
+        (("prepare", "synthetic", "--root", nothing, "--out", tmp_path / "o", "--songs", "1"), "--songs"),
+        (("train", "--data", nothing, "--workdir", tmp_path / "w"), "no such folder"),
+        (("train", "--data", tmp_path, "--workdir", tmp_path / "w"), "no prepared dataset"),
+        (("train", "--data", data, "--workdir", tmp_path / "w", "--set", "meta.stpes=1"), "did you mean meta.steps"),
+        (("train", "--data", data, "--workdir", tmp_path / "w", "--steps", "0"), "1 or more"),
+        (("train", "--data", data, "--workdir", text, "--preset", "tiny"), "is a file"),
+        (("evaluate", "--data", data, "--workdir", tmp_path), "not a run"),
+        (("evaluate", "--data", data, "--workdir", small_run, "--dmer", nothing), "not a run"),
+        (("predict", "--checkpoint", nothing, text, "--out", tmp_path / "o"), "not a run"),
+        (("predict", "--checkpoint", small_run, text, "--out", tmp_path / "o"), "not a sound file"),
+        (("predict", "--checkpoint", small_run, nothing, "--out", tmp_path / "o"), "no such sound file"),
+        (("predict", "--checkpoint", small_run, text, text, "--out", tmp_path / "o"), "two songs"),
+        (("personalize", "--checkpoint", small_run, "--audio", text, "--annotations", nothing, "--out", tmp_path / "o"), "no such file"),
+        (("convert", "reference", nothing, "--out", tmp_path / "o"), "no such file"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        assert message in fails(capsys, *arguments), arguments
+    assert {path.name for path in tmp_path.iterdir()} == {"song.mp3"}
+
+
+def test_features_that_do_not_fit_the_run(small_data, small_run, tmp_path, capsys):
+    root, _ = small_data
+    out = tmp_path / "full"
+    assert (
+        main(["prepare", "deam", "--root", str(root), "--out", str(out), "--songs", "4", "--quiet"])
+        == 0
+    )
+    message = fails(capsys, "evaluate", "--data", out, "--workdir", small_run)
+    assert "mel32" in message and "mel128" in message
+
+
+def test_a_good_song_is_written_beside_a_bad_one(small_run, real, tmp_path, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    good = next((real / "music").glob("hungarian*"))
+    message = fails(
+        capsys, "predict", "--checkpoint", small_run, bad, good, "--out", tmp_path / "out"
+    )
+    assert "bad.wav" in message
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        good.stem + ".csv",
+        good.stem + ".png",
+    }
+
+
+class FullDisk:
+    """Stands in for `os.replace` on a disk that has just run full."""
+
+    def __call__(self, *_):
+        raise OSError(28, "No space left on device", "somewhere")
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_run, real, tmp_path, capsys, monkeypatch):
+    import data_prep.base
+
+    good = next((real / "music").glob("hungarian*"))
+    monkeypatch.setattr(data_prep.base.os, "replace", FullDisk())
+    message = fails(capsys, "predict", "--checkpoint", small_run, good, "--out", tmp_path / "out")
+    assert "No space left on device" in message
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(small_run, real, tmp_path, capsys):
+    good = next((real / "music").glob("hungarian*"))
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in fails(
+        capsys, "predict", "--checkpoint", small_run, good, "--out", tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("stage", ["composing", "features"])
+def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, environment, stage):
+    command = [*COMMAND, "prepare", "synthetic", "--root", str(tmp_path / "c"), "--out",
+               str(tmp_path / "d"), "--songs", "60"]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    marker = tmp_path / ("c" if stage == "features" else "")
+    while process.poll() is None:
+        hidden = [p for p in tmp_path.rglob(".*") if p.is_dir()]
+        if (stage == "composing" and hidden) or (
+            stage == "features" and marker.exists() and hidden
+        ):
+            break
+        time.sleep(0.01)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("dsaml: interrupted")
+    assert "Traceback" not in errors
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left <= ({"c", "d"} if stage == "features" else set())
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".preparing")]
+
+
+def test_help_teaches(capsys):
+    for command in ("demo", "prepare", "train", "evaluate", "personalize", "predict", "convert"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        assert "--quiet" in capsys.readouterr().out

@@ -1,0 +1,154 @@
+"""One annotated song: reading it, fitting it to the grid, adapting, and what cannot be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_prep.base import DataError
+from dsaml_jax import UsageError
+from dsaml_jax.checkpoints import load_model
+from dsaml_jax.personalize import (
+    features_of_file,
+    on_grid,
+    personalize,
+    predict_file,
+    read_annotations,
+    save_personalized,
+    support_batch,
+    write_curve,
+)
+
+
+def write_csv(path, rows, header="time,arousal,valence"):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def song(tmp_path_factory):
+    """50 s of stereo at 22.05 kHz."""
+    path = tmp_path_factory.mktemp("song") / "mein Lied (é).wav"
+    time = np.arange(50 * 22_050) / 22_050
+    tone = np.sin(2 * np.pi * 220 * time) * (0.3 + 0.2 * np.sin(time))
+    soundfile.write(path, np.stack([tone, 0.5 * tone], axis=1), 22_050)
+    return path
+
+
+def steady(arousal, valence, end=50.0, start=0.0, step=0.5):
+    return [(t, arousal, valence) for t in np.arange(start, end, step)]
+
+
+def test_columns_in_any_order_and_any_rate(tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv", [(0.5, 1, 0.25), (-0.5, 2, 0.75)], "Valence, time ,AROUSAL"
+    )
+    np.testing.assert_allclose(read_annotations(path), [[1, 0.25, 0.5], [2, 0.75, -0.5]])
+
+
+def test_grid():
+    drawn = np.array([[1.0, 0.0, 0.5], [2.0, 0.5, 0.5], [5.0, 1.0, 0.5], [5.1, 0.0, 0.0]])
+    curve = on_grid(drawn, 14)
+    known = np.isfinite(curve).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(known), [2, 3, 4, 10])
+    np.testing.assert_allclose(curve[2:5, 0], [0.0, 0.25, 0.5])
+
+
+def test_dense_annotations_are_interpolated():
+    time = np.arange(0, 10, 0.04)
+    drawn = np.stack([time, np.sin(time), np.cos(time)], axis=1)
+    curve = on_grid(drawn, 19)
+    np.testing.assert_allclose(curve[:, 0], np.sin(np.arange(19) / 2), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "first line must name"), ("time,arousal\n1,2\n", "first line must name"),
+        ("time,arousal,valence\n", "no annotations"), ("time,arousal,valence\n1,0.5\n", "line 2: 2 cells"),
+        ("time,arousal,valence\n1,0.5,0\n2,0.5\n", "line 3: 2 cells"),
+        ("time,arousal,valence\n1,nan,0\n", "line 2.*finite"), ("time,arousal,valence\n1,2.5,0\n", r"line 2.*\[-1, 1\]"),
+        ("time,arousal,valence\n1,happy,0\n", "line 2.*happy"), ("time,arousal,valence\n2,0,0\n1,0,0\n", "line 3.*increase"),
+        ("time,arousal,valence\n-1,0,0\n", "line 2.*0 or later"),
+    ],
+)  # fmt: skip
+def test_bad_annotations_are_explained(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_annotations(path)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.binary(max_size=200)
+    | st.text(alphabet="time,arousal,valence\n0123456789.-e", max_size=200).map(str.encode)
+)
+def test_any_bytes_give_a_table_or_a_clear_error(tmp_path, data):
+    path = tmp_path / "any.csv"
+    path.write_bytes(data)
+    try:
+        values = read_annotations(path)
+    except DataError as error:
+        assert str(path) in str(error)
+    else:
+        assert values.shape[1] == 3 and np.isfinite(values).all()
+
+
+def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):
+    loaded = load_model(small_run)
+    general = predict_file(loaded, song)
+    results = {}
+    for level in (0.9, -0.9):
+        path = write_csv(tmp_path / f"{level}.csv", steady(level, -level))
+        result = personalize(loaded, song, path)
+        assert (result.after < result.before).all()
+        out = tmp_path / f"mine{level}"
+        save_personalized(out, loaded, result, song.name)
+        mine = load_model(out)
+        assert mine.info.note == f"personalised on 50 s of {song.name}"
+        results[level] = predict_file(mine, song)
+    assert results[0.9][:, 0].mean() > general[:, 0].mean() > results[-0.9][:, 0].mean()
+    assert results[0.9][:, 1].mean() < general[:, 1].mean() < results[-0.9][:, 1].mean()
+
+
+def test_support_takes_labelled_windows_only(small_run, song):
+    loaded = load_model(small_run)
+    features = features_of_file(song, loaded.info.features)  # 100 steps: windows at 0, 30, 40
+    labels = np.full((100, 2), np.nan, np.float32)
+    labels[:20] = 0.5
+    batch = support_batch(features, labels, per_step=False)
+    assert batch.arousal.shape == (1, 60)
+    assert int(batch.labelled.sum()) == 20
+
+
+def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
+    loaded = load_model(small_run)
+    far = write_csv(tmp_path / "far.csv", steady(0.1, 0.1, end=80))
+    with pytest.raises(DataError, match=r"annotated up to 79.5 s, but .* ends at 50.0 s"):
+        personalize(loaded, song, far)
+    sparse = write_csv(tmp_path / "sparse.csv", steady(0.1, 0.1, step=6.5))
+    with pytest.raises(DataError, match="at least 5 s are needed"):
+        personalize(loaded, song, sparse)
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(29 * 8000), 8000)
+    with pytest.raises(DataError, match="29.0 s of sound; at least 30 s"):
+        predict_file(loaded, short)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    good = write_csv(tmp_path / "good.csv", steady(0.1, 0.1))
+    with pytest.raises(UsageError, match="not an empty folder"):
+        save_personalized(tmp_path / "full", loaded, personalize(loaded, song, good), "x")
+
+
+def test_a_written_curve_can_be_read_back(tmp_path):
+    curve = np.random.RandomState(0).uniform(-1.5, 1.5, (40, 2))
+    write_curve(tmp_path / "a.csv", curve)
+    values = read_annotations(tmp_path / "a.csv")
+    np.testing.assert_allclose(values[:, 1:], np.clip(curve, -1, 1), atol=1e-5)
+    np.testing.assert_allclose(values[:, 0], np.arange(40) / 2)
