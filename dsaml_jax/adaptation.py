@@ -26,7 +26,17 @@ Terms = dict[str, jax.Array]
 
 def inner_algorithm(config: MetaConfig) -> meta.Algorithm:
     """The algorithm object of a configuration."""
-    return meta.algorithm(config.algorithm, steps=config.steps, learning_rate=config.learning_rate)
+    prefix = config.adapts
+
+    def adapts(name: str) -> bool:
+        return f"{name}/".startswith(f"{prefix}/")
+
+    return meta.algorithm(
+        config.algorithm,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        adapts=None if prefix == "all" else adapts,
+    )
 
 
 def apply_batch(

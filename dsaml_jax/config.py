@@ -46,6 +46,8 @@ class MetaConfig:
       learning_rate: of the inner steps.
       tasks: annotators per meta-step.
       support_songs: songs to adapt on.
+      adapts: parameters that adapt: `all`, or the beginning of their path, such as `predictor` or
+        `predictor/out`.
       query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.
       min_songs: annotators with fewer songs make no tasks; at least `support_songs + 1`.
       inner_loss: `dsaml`, the loss of the paper, or `squared_error`, which is bounded where the
@@ -59,6 +61,7 @@ class MetaConfig:
     algorithm: str = "fomaml"
     steps: int = 16
     learning_rate: float = 5e-3
+    adapts: str = "all"
     tasks: int = 16
     support_songs: int = 1
     query_songs: int = 15
@@ -132,7 +135,12 @@ class RunConfig:
 
 
 _OURS = MetaConfig(
-    steps=3, learning_rate=0.002, min_songs=4, inner_loss="squared_error", batch_norm="running"
+    steps=3,
+    learning_rate=0.03,
+    adapts="predictor/out",
+    min_songs=4,
+    inner_loss="squared_error",
+    batch_norm="running",
 )
 
 PRESETS: dict[str, RunConfig] = {

@@ -44,7 +44,7 @@ from dsaml_jax.tasks import TaskBatch, evaluation_tasks, make_pool, same_song_ta
 METRICS = ("rmse", "pcc", "ccc")
 DIMENSIONS = ("arousal", "valence")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
-SUPPORTS_PER_ANNOTATOR = 4
+SUPPORTS_PER_ANNOTATOR = 16
 
 Protocol = Literal["clean", "reference"]
 

@@ -193,3 +193,35 @@ def test_bad_arguments():
         meta.algorithm("mamal", steps=1, learning_rate=0.1)
     with pytest.raises(ValueError, match="order is 1 or 2"):
         meta.adapt(mlp_loss, *mlp()[:2], steps=1, learning_rate=0.1, order=3)
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+def test_only_what_the_filter_names_adapts(name):
+    """The frozen part stays, and the meta-gradient is that of adapting a function of the rest."""
+    params, support, query = mlp()
+    head = meta.algorithm(
+        name, steps=3, learning_rate=0.1, adapts=lambda path: path.startswith("w2")
+    )
+    one = jax.tree.map(lambda x: x[0], support)
+    adapted = head.adapt(mlp_loss, params, one)
+    for frozen in ("w1", "b1"):
+        np.testing.assert_array_equal(adapted[frozen], params[frozen])
+    assert not np.allclose(adapted["w2"], params["w2"])
+
+    def outer(params, support, query):
+        frozen = {"w1": params["w1"], "b1": params["b1"]}
+        inner = frozen if name == "maml" else jax.lax.stop_gradient(frozen)
+        chosen = meta.adapt(
+            lambda w2, batch: mlp_loss(inner | {"w2": w2}, batch),
+            params["w2"], support, steps=3, learning_rate=0.1, order=head.order,
+        )  # fmt: skip
+        return mlp_loss(frozen | {"w2": chosen}, query)
+
+    expected = jax.grad(lambda p: jnp.mean(jax.vmap(outer, (None, 0, 0))(p, support, query)))(
+        params
+    )
+    _, actual = meta.meta_gradient(mlp_loss, params, support, query, algorithm=head)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="lets no parameter adapt"):
+        meta.adapt(mlp_loss, params, one, steps=1, learning_rate=0.1, adapts=lambda path: False)

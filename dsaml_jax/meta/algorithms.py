@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import chex
 
 from dsaml_jax.base import UsageError
-from dsaml_jax.meta.adapt import LossFn, adapt
+from dsaml_jax.meta.adapt import LossFn, ParameterFilter, adapt
 
 PyTree = Any
 
@@ -33,10 +33,17 @@ class Algorithm(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _GradientDescent:
-    """Plain gradient descent in the inner loop; subclasses differ in the order alone."""
+    """Plain gradient descent in the inner loop; subclasses differ in the order alone.
+
+    Attributes:
+      steps: inner steps.
+      learning_rate: of them.
+      adapts: which parameters they change, see :func:`adapt`.
+    """
 
     steps: int
     learning_rate: float
+    adapts: ParameterFilter | None = None
     order: ClassVar[int]
 
     def adapt(
@@ -50,6 +57,7 @@ class _GradientDescent:
             steps=self.steps,
             learning_rate=self.learning_rate,
             order=self.order,
+            adapts=self.adapts,
             key=key,
         )
 
@@ -76,17 +84,20 @@ def algorithm_names() -> tuple[str, ...]:
     return tuple(_ALGORITHMS)
 
 
-def algorithm(name: str, *, steps: int, learning_rate: float) -> Algorithm:
+def algorithm(
+    name: str, *, steps: int, learning_rate: float, adapts: ParameterFilter | None = None
+) -> Algorithm:
     """An algorithm from its name.
 
     Args:
       name: `maml` (second order) or `fomaml` (first order).
       steps: inner steps.
       learning_rate: of the inner steps.
+      adapts: which parameters adapt; None for all.
 
     Raises:
       UsageError: an unknown name.
     """
     if name not in _ALGORITHMS:
         raise UsageError(f"unknown algorithm {name!r}; there are {', '.join(_ALGORITHMS)}")
-    return _ALGORITHMS[name](steps=steps, learning_rate=learning_rate)
+    return _ALGORITHMS[name](steps=steps, learning_rate=learning_rate, adapts=adapts)
