@@ -177,18 +177,16 @@ def _predict(options: argparse.Namespace) -> None:
     if loaded.info.note:
         console.say(f"model: {loaded.info.note}")
     failed = []
-    bar = console.bar(len(options.songs), "predicting", "song")
-    for song in options.songs:
-        try:
-            curve = predict_file(loaded, song)
-        except DataError as error:
-            failed.append(str(error))
-            continue
-        finally:
+    with console.bar(len(options.songs), "predicting", "song") as bar:
+        for song in options.songs:
+            try:
+                curve = predict_file(loaded, song)
+                write_curve(options.out / f"{song.stem}.csv", curve)
+                figure = song_curve(curve.clip(-1.0, 1.0), song.name)
+                write_png(figure, options.out / f"{song.stem}.png")
+            except DataError as error:
+                failed.append(str(error))
             bar.update()
-        write_curve(options.out / f"{song.stem}.csv", curve)
-        write_png(song_curve(curve.clip(-1.0, 1.0), song.name), options.out / f"{song.stem}.png")
-    bar.close()
     done = len(options.songs) - len(failed)
     if done:
         console.say(f"written: {done} x CSV and PNG in {options.out}")

@@ -252,7 +252,13 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, environment, stage):
     command = [*COMMAND, "prepare", "synthetic", "--root", str(tmp_path / "c"), "--out",
                str(tmp_path / "d"), "--songs", "60"]  # fmt: skip
     process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test runner in the background has its interrupts ignored, and would pass that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     marker = tmp_path / ("c" if stage == "features" else "")
     while process.poll() is None:
