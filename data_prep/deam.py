@@ -17,6 +17,7 @@ of no use for personalisation.
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -216,6 +217,8 @@ def _curve(path: Path, row: int, cells: list[str]) -> np.ndarray:
         values = np.array([float(text) if text else np.nan for text in texts], np.float32)
     except ValueError as error:
         raise DataError(f"{path}, row {row}: {error}") from None
+    if any(text and not math.isfinite(float(text)) for text in texts):
+        raise DataError(f"{path}, row {row}: holds a value that is no number; leave the cell empty")
     wrong = np.abs(values) > 1.0  # false for NaN
     if wrong.any():
         raise DataError(f"{path}, row {row}: {values[wrong][0]:g} is outside [-1, 1]")

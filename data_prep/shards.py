@@ -10,6 +10,7 @@ with `ArrayRecordWriter` and the dataset's metadata last, which has no such limi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -49,7 +50,8 @@ class Corpus:
     Attributes:
       name: of the corpus.
       features: how its features were made.
-      licence, notes: from the reader of the corpus.
+      fingerprint: of its songs, splits, curves and sound files; see :func:`fingerprint`.
+      licence, notes: from the reader of the corpus, and what could not be used.
       song_ids: N names.
       split: `[N]` of `train`, `validation`, `test`.
       song_start: `[N]` first step of each song, int32.
@@ -68,6 +70,7 @@ class Corpus:
 
     name: str
     features: FeatureConfig
+    fingerprint: str
     licence: str
     notes: tuple[str, ...]
     song_ids: tuple[str, ...]
@@ -113,9 +116,11 @@ def write_shards(
     folder = out / corpus.name / config.name / VERSION
     description = _description(corpus)
     if (folder / _CARD).is_file():
-        if json.loads((folder / _CARD).read_text())["songs_asked"] == description["songs_asked"]:
+        if read_card(folder)["fingerprint"] == description["fingerprint"]:
             return folder
-        raise DataError(f"{folder} holds other songs of {corpus.name}; choose another --out")
+        raise DataError(
+            f"{folder} was made from other files of {corpus.name}; delete it or choose another --out"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".preparing."))
     try:
@@ -132,8 +137,28 @@ def _description(corpus: AnnotatedCorpus) -> dict[str, Any]:
         "name": corpus.name,
         "licence": corpus.licence,
         "notes": list(corpus.notes),
-        "songs_asked": [[song.song_id, len(song.ratings)] for song in corpus.songs],
+        "fingerprint": fingerprint(corpus),
     }
+
+
+def fingerprint(corpus: AnnotatedCorpus) -> str:
+    """Twelve hexadecimal digits over song ids, splits, curves, raters and sizes of the sound files."""
+    digest = hashlib.sha256()
+    for song in corpus.songs:
+        size = song.audio.stat().st_size if song.audio.is_file() else -1
+        digest.update(f"{song.song_id}|{song.split}|{song.start}|{size}|".encode())
+        for curve in (song.arousal, song.valence):
+            digest.update(curve.astype("<f4").tobytes())
+        for rating in song.ratings:
+            digest.update(rating.annotator_id.encode())
+            digest.update(rating.arousal.astype("<f4").tobytes())
+            digest.update(rating.valence.astype("<f4").tobytes())
+    return digest.hexdigest()[:12]
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What is known of a prepared dataset beside its examples: name, licence, notes, songs."""
+    return json.loads((folder / _CARD).read_text())
 
 
 def _features_dict(config: FeatureConfig) -> Any:
@@ -220,18 +245,21 @@ def _write_dataset(
             path = template.sharded_filepath(shard_index=shard, num_shards=shards)
             writer = ArrayRecordWriter(str(path), "group_size:1")
             written = 0
-            for example in _take(examples, SONGS_PER_SHARD):
-                done += 1
-                if progress:
-                    progress(done, len(corpus.songs))
-                if isinstance(example, str):
-                    problems.append(example)
-                    continue
-                record = features.serialize_example(example)
-                writer.write(record)
-                written += 1
-                size += len(record)
-            writer.close()
+            try:
+                for example in _take(examples, SONGS_PER_SHARD):
+                    done += 1
+                    if progress:
+                        progress(done, len(corpus.songs))
+                    if isinstance(example, str):
+                        problems.append(example)
+                        continue
+                    record = features.serialize_example(example)
+                    writer.write(record)
+                    written += 1
+                    size += len(record)
+                writer.close()
+            except RuntimeError as error:  # how ArrayRecord says that a disk is full
+                raise OSError(f"{path}: writing failed; is the disk full? ({error})") from None
             lengths.append(written)
         splits.append(
             tfds.core.SplitInfo(
@@ -248,7 +276,8 @@ def _write_dataset(
         description=f"{corpus.name}: {config.name}",
     )
     card = description | {"features": dataclasses.asdict(config)}
-    card["notes"] = description["notes"] + problems
+    card["notes"] = description["notes"] + [f"left out: {problem}" for problem in problems]
+    card["songs"] = {split.name: sum(split.shard_lengths) for split in splits}
     (folder / _CARD).write_text(json.dumps(card, indent=1))
 
 
@@ -291,7 +320,7 @@ def read_corpus(data: Path) -> Corpus:
     """
     folder = find_dataset(data)
     try:
-        card = json.loads((folder / _CARD).read_text())
+        card = read_card(folder)
         config = FeatureConfig(**card["features"])
         examples, splits = _read_examples(folder)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
@@ -337,6 +366,7 @@ def _flatten(
     return Corpus(
         name=card["name"],
         features=config,
+        fingerprint=card["fingerprint"],
         licence=card["licence"],
         notes=tuple(card["notes"]),
         song_ids=tuple(example["song_id"].decode() for example in examples),

@@ -70,6 +70,11 @@ class ModelConfig:
     global_diagonal: float = 0.1
 
     def __post_init__(self) -> None:
+        for name in ("width", "num_heads", "num_layers", "ffn_width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"model.{name} must be 1 or more")
+        if self.local_context < 0 or self.global_context < 0:
+            raise UsageError("model.local_context and model.global_context must be 0 or more")
         if self.width % 4 or self.width % self.num_heads:
             raise UsageError(
                 f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"

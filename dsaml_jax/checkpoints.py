@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ class RunInfo:
     Attributes:
       config: of the run.
       features: what its model reads.
-      data: name of the corpus and of its features.
+      data: what it was trained on, see :func:`dsaml_jax.corpus.identity`.
       note: one line on where the model came from, for people.
     """
 
@@ -131,7 +134,13 @@ class CheckpointStore:
         items = {_MODEL: ocp.args.StandardSave(dict(variables))}
         if optimizer is not None:
             items[_OPTIMIZER] = ocp.args.StandardSave(optimizer)
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score})
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score})
+        except (ValueError, RuntimeError) as error:  # how Orbax says that a disk is full
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(
+                f"{self._manager.directory}/{step}: writing failed; is the disk full? ({reason})"
+            ) from None
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -171,11 +180,29 @@ class CheckpointStore:
 def save_model(
     directory: Path, variables: Mapping[str, Any], info: RunInfo, *, step: int = 0
 ) -> None:
-    """Writes a model by itself, for prediction."""
-    store = CheckpointStore(directory)
-    store.save(step, variables, score=0.0)
-    store.close()
-    write_run_info(directory, info)
+    """Writes a model by itself, for prediction: to a new or empty folder, whole or not at all.
+
+    Raises:
+      UsageError: the folder holds something.
+    """
+    require_free(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        store = CheckpointStore(temporary)
+        store.save(step, variables, score=0.0)
+        store.close()
+        write_run_info(temporary, info)
+        temporary.chmod(0o755)
+        os.replace(temporary, directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(directory: Path) -> None:
+    """Raises UsageError unless `directory` is missing or an empty folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
 
 
 def load_model(directory: Path) -> LoadedModel:
@@ -202,5 +229,6 @@ def load_model(directory: Path) -> LoadedModel:
 def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn `params` and `batch_stats` for these features."""
     log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))
-    embedding = jax.numpy.zeros((1, 1, features.embedding_width))
+    width = model.config.embedding_width or model.config.width
+    embedding = jax.numpy.zeros((1, 1, width))
     return dict(model.init(key, log_mel, embedding))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -19,15 +20,15 @@ _EPILOG = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     options = _parser().parse_args(arguments)
-    _enable_compile_cache()
     try:
+        _enable_compile_cache()
         command: Callable[[argparse.Namespace], None] = options.run
         command(options)
         return 0
     except (UsageError, DataError) as error:
         return _fail(options, error, str(error), 2)
     except KeyboardInterrupt as error:
-        return _fail(options, error, "interrupted; the same command goes on where it stopped", 130)
+        return _fail(options, error, "interrupted; start the same command again", 130)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(options, error, f"{place}{error.strerror or error}", 1)
@@ -65,7 +66,7 @@ def _demo(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from data_prep.deam import read_deam
     from data_prep.features import TINY, FeatureConfig
-    from data_prep.shards import write_shards
+    from data_prep.shards import read_card, write_shards
     from data_prep.synthetic import write_corpus
     from data_prep.synthetic.corpus import LICENCE
     from dsaml_jax.progress import Console
@@ -85,9 +86,11 @@ def _prepare(options: argparse.Namespace) -> None:
         corpus = read_deam(options.root, name="synthetic", licence=LICENCE)
     else:
         corpus = read_deam(options.root, limit=options.songs)
-    for note in corpus.notes:
-        console.say(f"note: {note}")
-    config = FeatureConfig() if options.features == "full" else TINY
+    config = dataclasses.replace(
+        FeatureConfig() if options.features == "full" else TINY,
+        embedding=options.embedding,
+        embedding_per=options.embedding_per,
+    )
     folder = write_shards(
         corpus,
         options.out,
@@ -95,7 +98,11 @@ def _prepare(options: argparse.Namespace) -> None:
         workers=options.workers,
         progress=console.counter("features", "song"),
     )
-    console.say(f"{len(corpus.songs)} songs of {corpus.name} ({corpus.licence})")
+    card = read_card(folder)
+    for note in card["notes"]:
+        console.say(f"note: {note}")
+    counts = ", ".join(f"{count} {split}" for split, count in card["songs"].items())
+    console.say(f"songs of {corpus.name}: {counts} ({corpus.licence})")
     console.say(f"global embedding: {config.embedding}, per {config.embedding_per}")
     console.say(f"prepared: {folder}")
 
@@ -126,7 +133,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     dmer = load_model(options.dmer) if options.dmer else None
     evaluation, _ = evaluate(
-        load_model(options.workdir), read_corpus(options.data), protocol=options.protocol, dmer=dmer
+        load_model(options.workdir),
+        read_corpus(options.data),
+        protocol=options.protocol,
+        dmer=dmer,
+        console=console,
     )
     write_evaluation(evaluation, options.workdir)
     facts = evaluation.facts
@@ -139,13 +150,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _personalize(options: argparse.Namespace) -> None:
-    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.checkpoints import load_model, require_free
     from dsaml_jax.personalize import personalize, save_personalized
     from dsaml_jax.progress import Console
 
     console = Console(options.quiet)
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out} exists and is not an empty folder; choose another --out")
+    require_free(options.out)
     loaded = load_model(options.checkpoint)
     result = personalize(loaded, options.audio, options.annotations)
     save_personalized(options.out, loaded, result, options.audio.name)
@@ -197,21 +207,23 @@ def _predict(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from data_prep.features import FeatureConfig
     from dsaml_jax import convert
-    from dsaml_jax.checkpoints import RunInfo, save_model
+    from dsaml_jax.checkpoints import RunInfo, require_free, save_model
     from dsaml_jax.config import RunConfig
     from dsaml_jax.progress import Console
 
     if not options.file.is_file():
         raise UsageError(f"{options.file}: no such file")
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise UsageError(f"{options.out} exists and is not an empty folder; choose another --out")
+    require_free(options.out)
     state_dict = convert.load_torch_file(options.file)
     model = convert.infer_config(state_dict)
+    features = FeatureConfig()
+    if model.width != features.embedding_width:
+        raise UsageError(
+            f"{options.file}: width {model.width}; the features give {features.embedding_width} numbers"
+        )
     variables = convert.from_torch(state_dict, model)
     note = f"converted from {options.file.name}"
-    save_model(
-        options.out, variables, RunInfo(RunConfig(model=model), FeatureConfig(), "imported", note)
-    )
+    save_model(options.out, variables, RunInfo(RunConfig(model=model), features, "imported", note))
     console = Console(options.quiet)
     console.say(f"converted: {options.out} (width {model.width}, {model.num_layers} layers)")
     console.say(
@@ -276,6 +288,12 @@ def _parser() -> argparse.ArgumentParser:
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--embedding", choices=("spectral",), default="spectral",
                          help="global embedding; spectral: statistics of the mel bands, no weights")  # fmt: skip
+    prepare.add_argument(
+        "--embedding-per",
+        choices=("clip", "step"),
+        default="clip",
+        help="clip: one embedding per window of 30 s\nstep: one for the 30 s around every step (default: %(default)s)",
+    )
     prepare.add_argument(
         "--songs", type=int, help="only so many songs (synthetic: make so many; default 400)"
     )

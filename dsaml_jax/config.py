@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -22,6 +23,11 @@ _Config = TypeVar("_Config")
 def _check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise UsageError(f"{key} {value!r} is none of {', '.join(map(str, choices))}")
+
+
+def _check_rate(key: str, value: float) -> None:
+    if not (value > 0.0 and math.isfinite(value)):
+        raise UsageError(f"{key} {value} must be a positive number")
 
 
 def _check_choices(config: Any, section: str) -> None:
@@ -76,6 +82,7 @@ class MetaConfig:
         _check_positive(self, "meta", ("tasks", "support_songs", "query_songs"))
         if self.steps < 0:
             raise UsageError("meta.steps must be 0 or more")
+        _check_rate("meta.learning_rate", self.learning_rate)
         if self.min_songs <= self.support_songs:
             raise UsageError("meta.min_songs must be more than meta.support_songs")
 
@@ -115,6 +122,7 @@ class TrainingConfig:
         )
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
+        _check_rate("training.learning_rate", self.learning_rate)
         if not 0 <= self.seed < 2**32:
             raise UsageError("training.seed must be in [0, 2^32)")
 

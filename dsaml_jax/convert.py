@@ -147,8 +147,12 @@ def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Arr
     Collections that `variables` lacks are left out, so gradients convert as `{"params": grads}`.
     """
     flat = flax.traverse_util.flatten_dict(dict(variables))
+    ours = _names(config)
+    unknown = [path for path in flat if path not in ours]
+    if unknown:
+        raise UsageError(f"the reference has nothing like {'/'.join(unknown[0])}")
     state_dict: dict[str, Array] = {}
-    for path, (kind, theirs) in _names(config).items():
+    for path, (kind, theirs) in ours.items():
         if path[0] not in variables:
             continue
         array = np.asarray(flat[path])

@@ -23,6 +23,11 @@ ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""
 
 
+def identity(corpus: Corpus) -> str:
+    """`name/features/fingerprint`: what a run was trained on."""
+    return f"{corpus.name}/{corpus.features.name}/{corpus.fingerprint}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
     """One of training, validation and test.
@@ -31,36 +36,38 @@ class Part:
       songs: indices of its songs.
       ratings: indices of the ratings *of its annotators* for its songs: the `clean` protocol.
       all_ratings: indices of everybody's ratings for its songs: the `reference` protocol.
+      consensus: indices of the ratings that may decide what these songs' mean curve is: those of
+        nobody who is held out for a later part.
     """
 
     songs: np.ndarray
     ratings: np.ndarray
     all_ratings: np.ndarray
+    consensus: np.ndarray
 
 
-def held_out(corpus: Corpus, seed: int) -> dict[str, Part]:
-    """Deals songs by the corpus's own splits, and annotators at random.
+def held_out(corpus: Corpus) -> dict[str, Part]:
+    """Deals songs by the corpus's own splits, and annotators by a fixed shuffle of their ids.
 
     A person is in one part only. In the test part both the songs and the annotators are unseen in
-    training.
-
-    Args:
-      corpus: with its songs' splits.
-      seed: of who is held out.
+    training. Nothing but the corpus decides who is held out, so that runs of any seed can start from
+    each other and be compared.
 
     Returns:
       `train`, `validation`, `test`.
     """
-    people = split_by_rank(list(corpus.annotator_ids), seed, ANNOTATOR_SHARES)
+    people = split_by_rank(list(corpus.annotator_ids), seed=0, shares=ANNOTATOR_SHARES)
     person_split = np.array([people[name] for name in corpus.annotator_ids], dtype="<U10")
     parts: dict[str, Part] = {}
-    for split in SPLITS:
+    for number, split in enumerate(SPLITS):
         of_song = (corpus.split == split)[corpus.rating_song]
         of_person = (person_split == split)[corpus.rating_annotator] if len(of_song) else of_song
+        of_later = np.isin(person_split, SPLITS[number + 1 :])[corpus.rating_annotator]
         parts[split] = Part(
             songs=np.flatnonzero(corpus.split == split),
             ratings=np.flatnonzero(of_song & of_person),
             all_ratings=np.flatnonzero(of_song),
+            consensus=np.flatnonzero(of_song & ~of_later),
         )
     return parts
 
@@ -97,24 +104,24 @@ def to_device(corpus: Corpus, target: np.ndarray) -> DeviceCorpus:
     return DeviceCorpus(target=jnp.asarray(target), per_step=per_step, **arrays)
 
 
-def training_target(corpus: Corpus, part: Part) -> np.ndarray:
-    """`[n, 2]`: the mean over the *training* annotators where they rated, else the corpus's mean.
+def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
+    """`[n, 2]`: what DMER learns or is validated on.
 
-    The corpus's own mean of a training song includes the people who are held out; learning from it
-    would show them to the model.
+    For songs with ratings, the mean over the people in `part.consensus` (NaN where they drew nothing):
+    the corpus's own mean includes people who are held out. For songs without any, the corpus's mean.
     """
     target = corpus.mean.copy()
-    for song in part.songs:
-        mine = part.ratings[corpus.rating_song[part.ratings] == song]
-        if len(mine):
-            steps = corpus.song_steps[song]
-            curves = np.stack([corpus.ratings[f : f + steps] for f in corpus.rating_first[mine]])
-            known = np.isfinite(curves).any(axis=0)
-            start = corpus.song_start[song]
-            mean = np.where(
-                known, np.nansum(curves, 0) / np.maximum(np.isfinite(curves).sum(0), 1), np.nan
-            )
-            target[start : start + steps] = mean
+    for song in np.unique(corpus.rating_song):
+        mine = part.consensus[corpus.rating_song[part.consensus] == song]
+        start, steps = corpus.song_start[song], corpus.song_steps[song]
+        curves = np.full(
+            (len(mine) + 1, steps, 2), np.nan, np.float32
+        )  # one all-NaN row: never empty
+        for row, first in enumerate(corpus.rating_first[mine]):
+            curves[row] = corpus.ratings[first : first + steps]
+        count = np.isfinite(curves).sum(axis=0)
+        mean = np.nansum(curves, axis=0) / np.maximum(count, 1)
+        target[start : start + steps] = np.where(count > 0, mean, np.nan)
     return target
 
 
@@ -136,7 +143,7 @@ def gather_windows(
       corpus: where from.
       song: `[B]` int32.
       window: `[B]` int32, which window of the song.
-      rating: `[B]` int32, whose curve is the label; below 0 nobody's (nothing is labelled). None:
+      rating: `[B]` int32, whose curve is the label; below 0 marks padding (nothing is present). None:
         `corpus.target`.
 
     Returns:
@@ -155,7 +162,8 @@ def gather_windows(
         labelled = present
     else:
         labels = corpus.ratings[corpus.rating_first[jnp.maximum(rating, 0)][:, None] + offset]
-        labelled = present & (rating >= 0)[:, None]
+        present = present & (rating >= 0)[:, None]  # padding must not reach BatchNorm either
+        labelled = present
     finite = jnp.isfinite(labels).all(-1)
     labels = jnp.where(finite[..., None], labels, 0.0)
     return SongBatch(

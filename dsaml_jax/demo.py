@@ -123,7 +123,7 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
 
     stage(4)
     run = load_model(run_dir)
-    evaluation, shown = evaluate(run, corpus, dmer=load_model(dmer_dir))
+    evaluation, shown = evaluate(run, corpus, dmer=load_model(dmer_dir), console=console)
     assert shown is not None
     write_evaluation(evaluation, workdir)
     console.say(table(evaluation))
@@ -173,7 +173,7 @@ def describe(evaluation: Evaluation) -> list[str]:
 
 def _personalize_one(run: LoadedModel, corpus: Corpus, root: Path, workdir: Path) -> str:
     """Takes one test listener and one of their songs through the sound-file path, as a user would."""
-    part = held_out(corpus, run.info.config.training.seed)["test"]
+    part = held_out(corpus)["test"]
     rating = int(part.ratings[0])
     song = corpus.rating_song[rating]
     name, person = corpus.song_ids[song], corpus.annotator_ids[corpus.rating_annotator[rating]]

@@ -18,33 +18,38 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from data_prep.base import replacing
 from data_prep.shards import Corpus
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import UsageError
+from dsaml_jax.base import WINDOW_STEPS, UsageError
 from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import (
     DeviceCorpus,
     gather_windows,
     held_out,
+    identity,
     regular_windows,
     require_annotators,
     to_device,
 )
 from dsaml_jax.inference import Variables, song_curve
 from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.progress import Console
 from dsaml_jax.tasks import TaskBatch, evaluation_tasks, make_pool, same_song_tasks
 
 METRICS = ("rmse", "pcc", "ccc")
 DIMENSIONS = ("arousal", "valence")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
 SUPPORTS_PER_ANNOTATOR = 16
+TASKS_PER_BLOCK = 16
 
 Protocol = Literal["clean", "reference"]
 
@@ -98,12 +103,12 @@ def _adapted_curves(
     config: MetaConfig,
     variables: Variables,
     device: DeviceCorpus,
-    tasks: dict[str, jax.Array],
+    tasks: dict[str, chex.Array],
     shape: tuple[int, int],
 ) -> jax.Array:
     """`[tasks, Q, n, 2]`: each task adapts, then predicts its query songs."""
 
-    def one_task(task: dict[str, jax.Array]) -> jax.Array:
+    def one_task(task: dict[str, chex.Array]) -> jax.Array:
         support = gather_windows(
             device, task["support_song"], task["support_window"], task["support"]
         )
@@ -115,9 +120,30 @@ def _adapted_curves(
     return jax.lax.map(one_task, tasks)
 
 
-def _task_dict(tasks: TaskBatch) -> dict[str, np.ndarray]:
+def adapted_curves(
+    model: DSAML,
+    config: MetaConfig,
+    variables: Variables,
+    device: DeviceCorpus,
+    tasks: TaskBatch,
+    shape: tuple[int, int],
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """`[tasks, Q, n, 2]`: curves of each task's query songs after adapting to its support.
+
+    Tasks go to the device in blocks of one shape, so there is one compilation and `bar` can move.
+    """
     names = ("support", "support_song", "support_window", "query_song")
-    return {name: getattr(tasks, name) for name in names}
+    count = len(tasks.annotator)
+    block = min(TASKS_PER_BLOCK, count)
+    blocks = []
+    for first in range(0, count, block):
+        rows = np.minimum(np.arange(first, first + block), count - 1)
+        part = {name: getattr(tasks, name)[rows] for name in names}
+        blocks.append(np.asarray(_adapted_curves(model, config, variables, device, part, shape)))
+        if bar is not None:
+            bar.update(min(block, count - first))
+    return np.concatenate(blocks)[:count]
 
 
 @jax.jit
@@ -166,14 +192,24 @@ def _query_targets(corpus: Corpus, tasks: TaskBatch, length: int) -> np.ndarray:
     return target.reshape(*tasks.query.shape, length, 2)
 
 
+def _labelled(truth: np.ndarray) -> np.ndarray:
+    """Which curves `[..., n, 2]` have labels: padding and wholly unlabelled ones are no zero errors."""
+    return np.isfinite(truth).any(axis=-2).all(axis=-1)
+
+
 def song_scores(
-    model: DSAML, variables: Variables, corpus: Corpus, device: DeviceCorpus, songs: np.ndarray
+    model: DSAML,
+    variables: Variables,
+    corpus: Corpus,
+    device: DeviceCorpus,
+    songs: np.ndarray,
+    target: np.ndarray,
 ) -> dict[str, float]:
-    """Mean scores against the corpus's mean curves of these songs (validation of DMER)."""
+    """Mean scores of these songs' curves against `target` `[n, 2]` (validation of DMER)."""
     shape = _padded_shape(corpus, songs)
     predicted = _curves(model, variables, device, jnp.asarray(songs), shape)
-    target = _targets(corpus, corpus.song_start[songs], songs, corpus.mean, shape[0])
-    return _score(_scores(predicted, target), np.ones(len(songs), bool))
+    truth = _targets(corpus, corpus.song_start[songs], songs, target, shape[0])
+    return _score(_scores(predicted, truth), _labelled(truth))
 
 
 def adapted_scores(
@@ -186,9 +222,9 @@ def adapted_scores(
 ) -> dict[str, float]:
     """Mean scores over query songs after adapting (validation of PDMER)."""
     shape = _padded_shape(corpus, np.unique(tasks.query_song))
-    predicted = _adapted_curves(model, config, variables, device, _task_dict(tasks), shape)
-    scores = _scores(predicted, _query_targets(corpus, tasks, shape[0]))
-    return _score(scores, tasks.query >= 0)
+    predicted = adapted_curves(model, config, variables, device, tasks, shape)
+    truth = _query_targets(corpus, tasks, shape[0])
+    return _score(_scores(predicted, truth), _labelled(truth))
 
 
 # ---- The whole evaluation of a run.
@@ -236,6 +272,7 @@ def evaluate(
     *,
     protocol: Protocol = "clean",
     dmer: LoadedModel | None = None,
+    console: Console | None = None,
 ) -> tuple[Evaluation, ListenerCurves | None]:
     """Evaluates a run on the test part, with every baseline that needs no further training.
 
@@ -244,6 +281,7 @@ def evaluate(
       corpus: with the features the run was trained on.
       protocol: see the module's docstring; DMER has only one.
       dmer: a DMER run, for the baselines that start from it.
+      console: where progress goes.
 
     Returns:
       the evaluation, and for PDMER the curves of the song most test annotators share.
@@ -252,18 +290,32 @@ def evaluate(
       UsageError: no test songs or annotators, or features that do not fit.
     """
     for model in (run, dmer):
-        if model and model.info.features != corpus.features:
-            raise UsageError(
-                f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
-            )
+        if model is not None:
+            _require_fitting_data(model, corpus)
     device = to_device(corpus, corpus.mean)
     if run.info.config.training.task == "dmer":
+        if protocol != "clean":
+            raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
         return _evaluate_dmer(run, corpus, device), None
-    return _evaluate_pdmer(run, corpus, device, protocol, dmer)
+    return _evaluate_pdmer(run, corpus, device, protocol, dmer, console or Console(quiet=True))
+
+
+def _require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
+    """Other features cannot be read; other songs under the same name were perhaps trained on."""
+    if model.info.features != corpus.features:
+        raise UsageError(
+            f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
+        )
+    name, *_ = model.info.data.split("/")
+    if name == corpus.name and model.info.data != identity(corpus):
+        raise UsageError(
+            f"the model was trained on another {name} ({model.info.data}) than this "
+            f"({identity(corpus)}); what is held out here may have been seen in training"
+        )
 
 
 def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Evaluation:
-    parts = held_out(corpus, run.info.config.training.seed)
+    parts = held_out(corpus)
     songs = parts["test"].songs
     if not len(songs):
         raise UsageError("the corpus has no test songs; prepare more songs (at least 3)")
@@ -279,9 +331,7 @@ def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Ev
     }
     labels = [{"annotator": "", "support": "", "song": corpus.song_ids[song]} for song in songs]
     facts = {"songs": len(songs), "checkpoint_step": run.step}
-    return _tabulate(
-        "clean", "dmer", predicted, target, np.ones(len(songs), bool), labels, facts, corpus
-    )
+    return _tabulate("clean", "dmer", predicted, target, _labelled(target), labels, facts, corpus)
 
 
 def _evaluate_pdmer(
@@ -290,10 +340,10 @@ def _evaluate_pdmer(
     device: DeviceCorpus,
     protocol: Protocol,
     dmer: LoadedModel | None,
+    console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config
-    seed = config.training.seed
-    parts = held_out(corpus, seed)
+    parts = held_out(corpus)
     part = parts["test"]
     require_annotators(part, "test")
     shots = config.meta.support_songs
@@ -305,9 +355,7 @@ def _evaluate_pdmer(
         min_songs=shots + 1 if protocol == "clean" else 1,
     )
     if protocol == "clean":
-        tasks = evaluation_tasks(
-            pool, seed=seed, supports=SUPPORTS_PER_ANNOTATOR, support_songs=shots
-        )
+        tasks = evaluation_tasks(pool, supports=SUPPORTS_PER_ANNOTATOR, support_songs=shots)
     else:
         tasks = same_song_tasks(pool)
 
@@ -320,7 +368,9 @@ def _evaluate_pdmer(
     )
     constant = np.nanmean(corpus.ratings[np.isin(steps_of_rating, training)], axis=0)
 
-    support_truth = _support_targets(corpus, tasks, shape[0])
+    support_songs = _support_songs(corpus, tasks, shots if protocol == "clean" else 1)
+    support_truth = _support_targets(corpus, tasks, support_songs, shape[0])
+    support_truth = support_truth.reshape(len(support_truth), -1, 2)  # all support steps in a row
     support_mean = np.nanmean(support_truth, axis=1)  # [tasks, 2]
     predicted: dict[str, Any] = {
         "constant": np.broadcast_to(constant, truth.shape),
@@ -335,15 +385,14 @@ def _evaluate_pdmer(
         return curves[np.searchsorted(every, wanted)]
 
     def adapted(loaded: LoadedModel) -> np.ndarray:
-        return np.asarray(
-            _adapted_curves(
-                loaded.model, config.meta, loaded.variables, device, _task_dict(tasks), shape
+        with console.bar(len(tasks.annotator), "adapting", "task") as bar:
+            return adapted_curves(
+                loaded.model, config.meta, loaded.variables, device, tasks, shape, bar
             )
-        )
 
     if dmer:
         unadapted = curves_by_song(dmer, tasks.query_song)
-        on_support = curves_by_song(dmer, tasks.support_song[:, :1])[:, 0]
+        on_support = curves_by_song(dmer, support_songs).reshape(support_truth.shape)
         predicted["DMER"] = unadapted
         predicted["DMER + affine"] = _calibrate(unadapted, on_support, support_truth)
         predicted["DMER fine-tuned"] = adapted(dmer)
@@ -353,11 +402,11 @@ def _evaluate_pdmer(
     labels = [
         {
             "annotator": corpus.annotator_ids[person],
-            "support": corpus.song_ids[support],
+            "support": "+".join(corpus.song_ids[song] for song in support),
             "song": corpus.song_ids[song],
         }
         for person, support, row in zip(
-            tasks.annotator, tasks.support_song[:, 0], tasks.query_song, strict=True
+            tasks.annotator, support_songs, tasks.query_song, strict=True
         )
         for song in row
     ]
@@ -369,18 +418,37 @@ def _evaluate_pdmer(
         "checkpoint_step": run.step,
         "annotators_left_out": len(pool.excluded),
     }
-    kept = tasks.query >= 0
+    kept = _labelled(truth)
     evaluation = _tabulate(protocol, "pdmer", predicted, truth, kept, labels, facts, corpus)
     shown = _most_shared_song(corpus, tasks, truth, predicted)
     return evaluation, shown
 
 
-def _support_targets(corpus: Corpus, tasks: TaskBatch, length: int) -> np.ndarray:
-    """What each task's annotator drew for the (first) support song: `[tasks, length, 2]`."""
-    rating = tasks.support[:, 0]
-    return _targets(
-        corpus, corpus.rating_first[rating], corpus.rating_song[rating], corpus.ratings, length
-    )
+def _support_songs(corpus: Corpus, tasks: TaskBatch, shots: int) -> np.ndarray:
+    """`[tasks, shots]` the distinct support songs of each task, in order."""
+    rows = []
+    for songs, ratings in zip(tasks.support_song, tasks.support, strict=True):
+        rows.append(list(dict.fromkeys(songs[ratings >= 0].tolist())))
+    return np.array(rows, np.int32).reshape(len(rows), shots)
+
+
+def _support_targets(
+    corpus: Corpus, tasks: TaskBatch, songs: np.ndarray, length: int
+) -> np.ndarray:
+    """What adaptation sees of each support song: `[tasks, shots, length, 2]`, NaN outside its windows."""
+    target = np.full((*songs.shape, length, 2), np.nan, np.float32)
+    for task, places in enumerate(songs):
+        for rating, song, window in zip(
+            tasks.support[task], tasks.support_song[task], tasks.support_window[task], strict=True
+        ):
+            if rating < 0:
+                continue
+            start = corpus.window_start[corpus.window_first[song] + window]
+            end = min(start + WINDOW_STEPS, corpus.song_steps[song])
+            first = corpus.rating_first[rating]
+            place = int(np.flatnonzero(places == song)[0])
+            target[task, place, start:end] = corpus.ratings[first + start : first + end]
+    return target
 
 
 def _calibrate(query: np.ndarray, support: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -388,8 +456,8 @@ def _calibrate(query: np.ndarray, support: np.ndarray, truth: np.ndarray) -> np.
 
     Args:
       query: `[tasks, Q, n, 2]`.
-      support: `[tasks, n, 2]` predictions for the support song.
-      truth: `[tasks, n, 2]`, NaN where unknown.
+      support: `[tasks, n, 2]` predictions for the support songs.
+      truth: `[tasks, n, 2]`, NaN where unknown or not shown to adaptation either.
     """
     known = np.isfinite(truth)
     x = np.where(known, support, np.nan)

@@ -15,6 +15,9 @@ from dsaml_jax.models.dsaml import DSAML
 
 Variables = Mapping[str, Any]
 
+ENCODE_BLOCK = 240
+"""Steps whose patches go through the front end at once: two minutes."""
+
 
 def song_curve(
     model: DSAML,
@@ -47,7 +50,13 @@ def song_curve(
     """
     chex.assert_rank([log_mel, embedding, window_start], [3, 2, 1])
     length = log_mel.shape[0]
-    features = model.apply(variables, log_mel[None], method=DSAML.encode)[0]
+
+    # In eval mode every patch is encoded by itself; blocks bound the memory of an hour of music.
+    def encode(patch: jax.Array) -> jax.Array:
+        encoded: Any = model.apply(variables, patch[None, None], method=DSAML.encode)
+        return encoded[0, 0]
+
+    features = jax.lax.map(encode, log_mel, batch_size=ENCODE_BLOCK)
     inside = window_start[:, None] + jnp.arange(WINDOW_STEPS)[None]  # [w, T]
     present = inside < steps
     rows = jnp.minimum(inside, length - 1)

@@ -7,7 +7,7 @@ With means m, population variances v and covariance c over the unmasked steps of
   and shows only on signals of size 1e-5);
 * `rmse = sqrt(mean((p - t)^2))`.
 
-All three are finite in value and gradient for every finite input. Where the formula is 0/0 or its
+All three are finite in value and gradient for every curve of sane size (up to 1e15). Where the formula is 0/0 or its
 gradient is not defined, this is what they give:
 
 | case | value | gradient |
@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 PCC_EPSILON = 1e-8
+MIN_SPREAD = 1e-16
+"""Below this, curves of size 1e-8, the CCC is taken for that of equal constants."""
 
 
 def ccc(prediction: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -45,7 +47,8 @@ def ccc(prediction: jax.Array, target: jax.Array, mask: jax.Array | None = None)
     count = jnp.maximum(jnp.sum(weights, -1), 1.0)
     covariance = jnp.sum(a * b, -1) / count
     spread = (jnp.sum(a * a, -1) + jnp.sum(b * b, -1)) / count + jnp.square(distance)
-    return _safe_divide(2.0 * covariance, spread)
+    enough = spread > MIN_SPREAD
+    return jnp.where(enough, 2.0 * covariance / jnp.where(enough, spread, 1.0), 0.0)
 
 
 def pcc(prediction: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -107,9 +110,3 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
     """Square root whose gradient at 0 is 0."""
     positive = x > 0.0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
-
-
-def _safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Quotient that is 0, with gradient 0, where the denominator is 0."""
-    nonzero = denominator != 0.0
-    return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1.0), 0.0)

@@ -212,13 +212,7 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
 def save_personalized(
     directory: Path, loaded: LoadedModel, result: Personalized, song: str
 ) -> None:
-    """Writes the personalised model to an empty or new folder.
-
-    Raises:
-      UsageError: the folder holds something.
-    """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
+    """Writes the personalised model; see :func:`dsaml_jax.checkpoints.save_model`."""
     note = f"personalised on {result.labelled_seconds:g} s of {song}"
     info = RunInfo(loaded.info.config, loaded.info.features, loaded.info.data, note)
     save_model(directory, result.variables, info, step=loaded.step)

@@ -186,7 +186,6 @@ def _random_tasks(
 def evaluation_tasks(
     pool: TaskPool,
     *,
-    seed: int,
     supports: int,
     support_songs: int = 1,
     most: int | None = None,
@@ -198,12 +197,12 @@ def evaluation_tasks(
 
     Args:
       pool: who; everyone has more than `support_songs` songs.
-      seed: of which songs are the supports.
-      supports: tasks per annotator, as far as they have songs.
+      supports: tasks per annotator, as far as they have songs. Which songs those are is fixed, so
+        that every run is judged on the same tasks.
       support_songs: `S`.
       most: cap on the tasks in all, evenly spread.
     """
-    keys = _uniform(seed, 2**31).random(pool.ratings.shape)
+    keys = _uniform(0, 2**31).random(pool.ratings.shape)
     keys[pool.ratings < 0] = 2.0
     shuffled = np.take_along_axis(pool.ratings, np.argsort(keys, axis=1, kind="stable"), 1)
     chosen = [

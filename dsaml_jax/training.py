@@ -32,12 +32,13 @@ from dsaml_jax.config import RunConfig, differences
 from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
+    consensus_target,
     gather_windows,
     held_out,
+    identity,
     regular_windows,
     require_annotators,
     to_device,
-    training_target,
 )
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
@@ -172,15 +173,14 @@ def train(
     console = console or Console(quiet=True)
 
     # ---- Who and what: parts of the corpus, the model, the step function.
-    info = RunInfo(config, corpus.features, f"{corpus.name}/{corpus.features.name}")
     config = fit_config(config, corpus)
-    info = dataclasses.replace(info, config=config)
-    _claim(workdir, info)
+    info = RunInfo(config, corpus.features, identity(corpus))
+    _require_ours(workdir, info)
     seed = config.training.seed
-    parts = held_out(corpus, seed)
+    parts = held_out(corpus)
     _require_songs(parts)
     windows = regular_windows(corpus)
-    device = to_device(corpus, training_target(corpus, parts["train"]))
+    device = to_device(corpus, consensus_target(corpus, parts["train"]))
     model = DSAML(config.model)
     optimizer = optax.adam(config.training.learning_rate)
     meta_task = config.training.task == "pdmer"
@@ -190,13 +190,17 @@ def train(
     )
     validate = _make_validation(model, config, corpus, device, parts, windows)
 
-    # ---- Fresh, or from the last checkpoint.
-    state = _initial_state(model, config, corpus, optimizer)
+    # ---- Fresh, or from the last checkpoint. Nothing has been written so far.
+    fresh = not (workdir / "checkpoints").is_dir()
+    state = _initial_state(model, config, corpus, optimizer) if fresh else None
+    checkpoints.write_run_info(workdir, info)
     store = CheckpointStore(workdir)
     start = store.latest_step() or 0
     if start:
-        state = _restore(store, start, state)
+        state = _restore(store, start, model, corpus, optimizer)
         console.say(f"resuming {workdir} at step {start}")
+    elif state is None:  # killed before its first checkpoint
+        state = _initial_state(model, config, corpus, optimizer)
     _truncate_metrics(workdir / METRICS_FILE, start)
 
     # ---- The loop.
@@ -252,11 +256,13 @@ def train(
 
 
 def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """Sets what follows from the data: the width of the global embedding."""
-    width = corpus.features.embedding_width
-    return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, embedding_width=width)
+    """Sets what follows from the data and the place: embedding width, absolute path of `init_from`."""
+    model = dataclasses.replace(config.model, embedding_width=corpus.features.embedding_width)
+    source = config.training.init_from
+    training = dataclasses.replace(
+        config.training, init_from=str(Path(source).resolve()) if source else ""
     )
+    return dataclasses.replace(config, model=model, training=training)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -268,8 +274,8 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _claim(workdir: Path, info: RunInfo) -> None:
-    """Makes the work directory ours, or checks that it is."""
+def _require_ours(workdir: Path, info: RunInfo) -> None:
+    """Refuses a work directory that belongs to something else."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"{workdir} is a file; --workdir is a folder")
     if (workdir / checkpoints.RUN_FILE).is_file():
@@ -285,7 +291,6 @@ def _claim(workdir: Path, info: RunInfo) -> None:
         return
     if workdir.is_dir() and any(workdir.iterdir()):
         raise UsageError(f"{workdir} is not empty and not a run; choose another --workdir")
-    checkpoints.write_run_info(workdir, info)
 
 
 def _require_songs(parts: dict[str, Part]) -> None:
@@ -319,7 +324,11 @@ def _initial_state(
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     if config.training.init_from:
         source = checkpoints.load_model(Path(config.training.init_from))
-        if source.info.config.model != config.model:
+        wanted = jax.eval_shape(
+            lambda: checkpoints.initial_variables(model, corpus.features, jax.random.key(0))
+        )
+        shapes = [jax.tree.map(jnp.shape, variables) for variables in (source.variables, wanted)]
+        if shapes[0] != shapes[1]:
             other = dataclasses.replace(config, model=source.info.config.model)
             raise UsageError(
                 f"{config.training.init_from}: another model than this run's "
@@ -342,11 +351,23 @@ def _initial_state(
     )
 
 
-def _restore(store: CheckpointStore, step: int, like: TrainState) -> TrainState:
-    variables = store.restore_model(step, {"params": like.params, "batch_stats": like.batch_stats})
-    optimizer = store.restore_optimizer(step, {"optimizer": like.optimizer})["optimizer"]
+def _restore(
+    store: CheckpointStore,
+    step: int,
+    model: DSAML,
+    corpus: Corpus,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    like = jax.eval_shape(
+        lambda: checkpoints.initial_variables(model, corpus.features, jax.random.key(0))
+    )
+    variables = store.restore_model(step, like)
+    like_optimizer = jax.eval_shape(optimizer.init, like["params"])
+    restored = store.restore_optimizer(step, {"optimizer": like_optimizer})
     return TrainState(
-        params=variables["params"], batch_stats=variables["batch_stats"], optimizer=optimizer
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        optimizer=restored["optimizer"],
     )
 
 
@@ -381,7 +402,8 @@ def _make_validation(
     """A function from variables to mean scores on the validation part, in eval mode."""
     part = parts["validation"]
     if config.training.task == "dmer":
-        return lambda variables: song_scores(model, variables, corpus, device, part.songs)
+        target = consensus_target(corpus, part)
+        return lambda variables: song_scores(model, variables, corpus, device, part.songs, target)
     require_annotators(part, "validation")
     pool = make_pool(
         part.ratings,
@@ -392,7 +414,6 @@ def _make_validation(
     )
     tasks = evaluation_tasks(
         pool,
-        seed=config.training.seed,
         supports=4,
         support_songs=config.meta.support_songs,
         most=config.training.validation_tasks,

@@ -115,7 +115,7 @@ def test_people_with_too_few_songs_are_told_of():
 
 def test_evaluation_tasks_cover_everyone_with_different_supports():
     pool, annotator = pool_of(windows=6)
-    tasks = evaluation_tasks(pool, seed=0, supports=3)
+    tasks = evaluation_tasks(pool, supports=3)
     assert len(tasks.annotator) == 3 * len(pool.annotators)
     assert tasks.support.shape[1] == 4  # windows of the one support song
     np.testing.assert_array_equal(tasks.support_window[0], [0, 2, 3, 5])
@@ -126,7 +126,7 @@ def test_evaluation_tasks_cover_everyone_with_different_supports():
             asked = query[query >= 0]
             assert support[0] not in asked
             assert len(asked) == (annotator == person).sum() - 1
-    assert len(evaluation_tasks(pool, seed=0, supports=3, most=5).annotator) == 5
+    assert len(evaluation_tasks(pool, supports=3, most=5).annotator) == 5
 
 
 def test_reference_protocol_adapts_on_the_song_itself():

@@ -60,6 +60,8 @@ def write_corpus(
         "format": FORMAT, "songs": songs, "annotators": annotators, "seed": seed,
         "raters_per_song": raters,
     }  # fmt: skip
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed {seed} is not in [0, 2^32)")
     if songs < 5 or annotators < 3:
         raise DataError(f"{songs} songs and {annotators} annotators; 5 and 3 are the least")
     if (root / MARKER).is_file():
@@ -150,7 +152,11 @@ def _make_song(job: tuple[int, int, str, list[tuple[int, people.Listener]]]) -> 
     random = np.random.RandomState(_seed(seed, 1, song))
     sections = music.compose(random)
     sound = music.render(sections, random)
-    soundfile.write(Path(folder) / f"{song}.flac", sound, music.SAMPLE_RATE, subtype="PCM_16")
+    path = Path(folder) / f"{song}.flac"
+    try:
+        soundfile.write(path, sound, music.SAMPLE_RATE, subtype="PCM_16")
+    except RuntimeError as error:  # how libsndfile says that a disk is full
+        raise OSError(f"{path}: writing failed; is the disk full? ({error})") from None
     cues = music.cue_curves(sections, people.cue_grid(music.SECONDS))
     return np.stack(
         [
