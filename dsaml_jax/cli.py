@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _enable_compile_cache()
+        if not options.debug:
+            _silence_background_threads()
         command: Callable[[argparse.Namespace], None] = options.run
         command(options)
         return 0
@@ -39,6 +41,20 @@ def _fail(options: argparse.Namespace, error: BaseException, message: str, statu
         raise error
     print(f"dsaml: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def _silence_background_threads() -> None:
+    """Orbax writes in threads and raises their errors again here; nobody needs to read them twice.
+
+    (It also closes its event loop while a failed thread still reports to it.)
+    """
+    import threading
+
+    from absl import logging
+
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    logging.set_verbosity(logging.FATAL)
 
 
 def _enable_compile_cache() -> None:
@@ -75,14 +91,15 @@ def _prepare(options: argparse.Namespace) -> None:
     if options.songs is not None and options.songs < 3:
         raise UsageError("--songs must be 3 or more, one each for training, validation and test")
     if options.corpus == "synthetic":
-        write_corpus(
-            options.root,
-            songs=options.songs or 400,
-            annotators=options.annotators,
-            seed=options.seed,
-            workers=options.workers,
-            progress=console.counter("composing", "song"),
-        )
+        with console.counter("composing", "song") as progress:
+            write_corpus(
+                options.root,
+                songs=options.songs or 400,
+                annotators=options.annotators,
+                seed=options.seed,
+                workers=options.workers,
+                progress=progress,
+            )
         corpus = read_deam(options.root, name="synthetic", licence=LICENCE)
     else:
         corpus = read_deam(options.root, limit=options.songs)
@@ -91,13 +108,10 @@ def _prepare(options: argparse.Namespace) -> None:
         embedding=options.embedding,
         embedding_per=options.embedding_per,
     )
-    folder = write_shards(
-        corpus,
-        options.out,
-        config,
-        workers=options.workers,
-        progress=console.counter("features", "song"),
-    )
+    with console.counter("features", "song") as progress:
+        folder = write_shards(
+            corpus, options.out, config, workers=options.workers, progress=progress
+        )
     card = read_card(folder)
     for note in card["notes"]:
         console.say(f"note: {note}")

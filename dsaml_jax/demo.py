@@ -101,16 +101,18 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
         )
 
     stage(0)
-    root = write_corpus(
-        workdir / "corpus",
-        songs=size.songs,
-        annotators=size.annotators,
-        seed=seed,
-        progress=console.counter("composing", "song"),
-    )
+    with console.counter("composing", "song") as progress:
+        root = write_corpus(
+            workdir / "corpus",
+            songs=size.songs,
+            annotators=size.annotators,
+            seed=seed,
+            progress=progress,
+        )
     stage(1)
     annotated = read_deam(root, name="synthetic", licence=LICENCE)
-    write_shards(annotated, workdir / "data", TINY, progress=console.counter("features", "song"))
+    with console.counter("features", "song") as progress:
+        write_shards(annotated, workdir / "data", TINY, progress=progress)
     corpus = read_corpus(workdir / "data")
 
     stage(2)

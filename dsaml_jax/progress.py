@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -63,15 +64,14 @@ class Console:
             ascii=None if live else True,
         )
 
-    def counter(self, title: str, unit: str) -> Callable[[int, int], None]:
-        """A callback `(done, total)` that draws a bar."""
-        state: dict[str, Any] = {}
+    @contextmanager
+    def counter(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """Gives a callback `(done, total)` that draws a bar, and closes the bar whatever happens."""
+        bar = self.bar(0, title, unit)
 
         def update(done: int, total: int) -> None:
-            bar = state.setdefault("bar", None) or self.bar(total, title, unit)
-            state["bar"] = bar
+            bar.total = total
             bar.update(done - bar.n)
-            if done >= total:
-                bar.close()
 
-        return update
+        with bar:
+            yield update

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,9 @@ import soundfile
 
 from dsaml_jax.cli import main
 from dsaml_jax.evaluation import COLUMNS
-from tests.conftest import SMALL_MODEL
+from tests.conftest import SHARED, SMALL_MODEL
 from tests.deam_files import AUDIO, AVERAGED
+from tests.recipe import weights
 
 COMMAND = [sys.executable, "-m", "dsaml_jax.cli"]
 
@@ -147,17 +149,28 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     assert results["protocol"] == protocol and results["facts"]["embedding"] == "spectral"
 
 
-def test_convert(tmp_path, golden, capsys):
+def test_convert(tmp_path, golden, small_data, capsys):
+    """A published model becomes a checkpoint that a run can start from."""
     torch = pytest.importorskip("torch", reason="PyTorch (extra [torch]) is not installed")
-    state_dict = {name: torch.from_numpy(array) for name, array in golden("state_dict").items()}
+    shapes = json.loads((SHARED / "golden" / "full_1024_names.json").read_text())
+    state_dict = {name: torch.from_numpy(x) for name, x in weights(shapes, 3).items()}
     torch.save(state_dict, tmp_path / "model.pth")
-    assert (
-        main(["convert", "reference", str(tmp_path / "model.pth"), "--out", str(tmp_path / "out")])
-        == 0
-    )
-    from dsaml_jax.checkpoints import read_run_info
+    out = tmp_path / "converted"
+    assert main(["convert", "reference", str(tmp_path / "model.pth"), "--out", str(out)]) == 0
+    data = tmp_path / "data"
+    root = str(small_data[0])
+    assert main(["prepare", "deam", "--root", root, "--out", str(data), "--songs", "8"]) == 0
+    run = ["train", "--data", str(data), "--workdir", str(tmp_path / "run"), "--task", "dmer",
+           "--steps", "1", f"--set=training.init_from={out}", "--set=training.batch_songs=1"]  # fmt: skip
+    assert main(run) == 0
 
-    assert read_run_info(tmp_path / "out").config.model.num_heads == 4
+    small = {name: torch.from_numpy(array) for name, array in golden("state_dict").items()}
+    torch.save(small, tmp_path / "small.pth")
+    message = fails(capsys, "convert", "reference", tmp_path / "small.pth", "--out", tmp_path / "o")
+    assert "width 64" in message
+    torch.save({"weights": [1, 2]}, tmp_path / "odd.pth")
+    message = fails(capsys, "convert", "reference", tmp_path / "odd.pth", "--out", tmp_path / "o")
+    assert "other than a state dict" in message
 
 
 # ---- Wrong turns.
@@ -216,21 +229,47 @@ def test_a_good_song_is_written_beside_a_bad_one(small_run, real, tmp_path, caps
     }
 
 
-class FullDisk:
-    """Stands in for `os.replace` on a disk that has just run full."""
+def write_limited(environment, *arguments):
+    """Runs a command that may write no file over 3 kB: what a disk does that has just run full."""
+    limit = 3_000
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
 
-    def __call__(self, *_):
-        raise OSError(28, "No space left on device", "somewhere")
 
+def test_a_full_disk_leaves_nothing_half_written(small_data, small_run, tmp_path, environment):
+    environment["DSAML_CACHE"] = str(tmp_path / "cache")  # the shared one must not be cut short
+    root, data = small_data
+    song = root / "DEAM_audio" / "MEMD_audio" / "1.flac"
+    drawn = tmp_path / "drawn.csv"
+    drawn.write_text("time,arousal,valence\n" + "".join(f"{t},0.1,0.1\n" for t in range(40)))
+    out = tmp_path / "out"
+    for arguments in (
+        ("prepare", "synthetic", "--root", out / "c", "--out", out / "d", "--songs", "5"),
+        ("prepare", "deam", "--root", root, "--out", out / "d"),
+        ("personalize", "--checkpoint", small_run, "--audio", song, "--annotations", drawn, "--out", out / "m"),
+        ("predict", "--checkpoint", small_run, song, "--out", out / "p"),
+    ):  # fmt: skip
+        done = write_limited(environment, *arguments)
+        assert done.returncode == 1, arguments
+        assert done.stderr.strip().splitlines()[-1].startswith("dsaml: "), done.stderr
+        assert "Traceback" not in done.stderr
+        left = [p for p in out.rglob("*") if p.is_file() and p.suffix != ".csv"]
+        assert not left, arguments
 
-def test_a_full_disk_leaves_nothing_half_written(small_run, real, tmp_path, capsys, monkeypatch):
-    import data_prep.base
-
-    good = next((real / "music").glob("hungarian*"))
-    monkeypatch.setattr(data_prep.base.os, "replace", FullDisk())
-    message = fails(capsys, "predict", "--checkpoint", small_run, good, "--out", tmp_path / "out")
-    assert "No space left on device" in message
-    assert not list((tmp_path / "out").iterdir())
+    work = tmp_path / "run"
+    arguments = ["train", "--data", data, "--workdir", work, "--preset", "tiny",
+                 *[f"--set={setting}" for setting in SMALL_MODEL]]  # fmt: skip
+    done = write_limited(environment, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("dsaml: ")
+    assert "Traceback" not in done.stderr
+    assert main([*map(str, arguments), "--quiet"]) == 0  # with room again, it goes on
+    assert (work / "metrics.jsonl").read_bytes() == (small_run / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux's /proc")

@@ -33,6 +33,8 @@ def test_settings_are_typed():
         ("training.seed=-1", "training.seed"),
         ("meta.min_songs=1", "more than"),
         ("model.width=10", "multiple"),
+        ("meta.learning_rate=nan", "positive number"),
+        ("training.learning_rate=-1", "positive number"),
     ],
 )
 def test_wrong_settings_are_explained(setting, message):

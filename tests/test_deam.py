@@ -107,6 +107,8 @@ def break_corpus(root, kind):
         averaged.write_text(header("song_id", 2) + "\n3,0.1,happy\n")
     elif kind == "range":
         averaged.write_text(header("song_id", 2) + "\n3,0.1,7.5\n")
+    elif kind == "nan":
+        averaged.write_text(header("song_id", 3) + "\n3,0.1,nan,0.2\n")
     elif kind == "twice":
         averaged.write_text(header("song_id", 1) + "\n3,0.1\n3,0.2\n")
     elif kind == "header":
@@ -121,7 +123,7 @@ def break_corpus(root, kind):
         ("no audio folder", "DEAM_audio.zip"), ("no audio files", "no audio for any"),
         ("no annotations", "DEAM_Annotations.zip"), ("no valence", "valence.csv: no such file"),
         ("empty", "arousal.csv: empty"), ("binary", "not a CSV"), ("words", "row 2.*happy"),
-        ("range", "7.5 is outside"), ("twice", "row 3"), ("header", "sample_15000ms"),
+        ("range", "7.5 is outside"), ("nan", "row 2.*no number"), ("twice", "row 3"), ("header", "sample_15000ms"),
         ("gap", "side by side"),
     ],
 )  # fmt: skip

@@ -83,6 +83,15 @@ def test_pcc_of_a_constant_is_exactly_zero(level):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("size", [1e-5, 1e-8, 1e-10, 1e-15, 1e-18, 1e-30, 1e15])
+@pytest.mark.parametrize("metric", METRICS)
+def test_finite_at_any_size(metric, size):
+    wave, other = jnp.sin(jnp.arange(60.0)) * size, jnp.cos(jnp.arange(60.0)) * size
+    for target in (jnp.zeros(60), other, wave):
+        value, gradient = jax.value_and_grad(metric)(wave, target)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
 def test_mismatched_shapes_are_refused():
     with pytest.raises(AssertionError):
         metrics.rmse(jnp.zeros((3, 4)), jnp.zeros(4))

@@ -150,7 +150,8 @@ def test_full_size_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     "settings",
     [{"width": 10}, {"position": "rotary"}, {"dropout": 1.0},
-     {"use_local": False, "use_global": False}],
+     {"use_local": False, "use_global": False}, {"num_heads": 0}, {"num_layers": 0},
+     {"local_context": -1}],
 )  # fmt: skip
 def test_bad_configurations(settings):
     with pytest.raises(UsageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,15 +16,16 @@ from data_prep.audio import load_audio
 from data_prep.base import DataError
 from data_prep.deam import read_deam
 from data_prep.features import FeatureConfig, log_mel
-from data_prep.shards import find_dataset, read_corpus, write_shards
+from data_prep.shards import find_dataset, fingerprint, read_corpus, write_shards
+from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.corpus import (
+    consensus_target,
     gather_windows,
     held_out,
     regular_windows,
     to_device,
-    training_target,
 )
-from tests.deam_files import AUDIO, make_deam
+from tests.deam_files import AUDIO, AVERAGED, make_deam
 
 CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)
 STEPS = {str(i): (60 + (i % 3) * 20, 60 + (i % 3) * 20) for i in range(2, 12)}
@@ -97,8 +99,22 @@ def test_features_of_other_settings_live_elsewhere(root, data):
     with pytest.raises(DataError, match="several datasets"):
         read_corpus(data)
     write_shards(read_deam(root), data, CONFIG, workers=1)  # finished: found, not made again
-    with pytest.raises(DataError, match="other songs"):
+    with pytest.raises(DataError, match="other files"):
         write_shards(read_deam(root, limit=4), data, CONFIG, workers=1)
+
+
+def test_corrected_labels_and_other_recordings_are_noticed(tmp_path):
+    root = make_deam(tmp_path / "deam", {"2": (60, 60), "3": (60, 60), "4": (60, 60)})
+    before = fingerprint(read_deam(root))
+    assert fingerprint(read_deam(root)) == before
+    labels = root / AVERAGED / "arousal.csv"
+    original = labels.read_text()
+    labels.write_text(original.replace("0.0", "0.1", 1))
+    assert fingerprint(read_deam(root)) != before
+    labels.write_text(original)
+    sound = root / AUDIO / "3.wav"
+    sound.write_bytes(sound.read_bytes()[:-2])
+    assert fingerprint(read_deam(root)) != before
 
 
 def test_unusable_audio_is_left_out_with_a_note(root, tmp_path):
@@ -127,7 +143,7 @@ def test_damage_is_said(data, tmp_path):
 
 
 def test_nobody_is_in_two_parts(corpus):
-    parts = held_out(corpus, seed=0)
+    parts = held_out(corpus)
     people = [set(corpus.rating_annotator[part.ratings]) for part in parts.values()]
     songs = [set(part.songs) for part in parts.values()]
     for sets in (people, songs):
@@ -137,18 +153,65 @@ def test_nobody_is_in_two_parts(corpus):
         assert set(part.ratings) <= set(part.all_ratings)
 
 
-def test_the_training_target_leaves_held_out_people_out(corpus):
-    part = held_out(corpus, seed=0)["train"]
-    target = training_target(corpus, part)
-    song = part.songs[0]
-    start, steps = corpus.song_start[song], corpus.song_steps[song]
-    mine = part.ratings[corpus.rating_song[part.ratings] == song]
-    curves = [corpus.ratings[f : f + steps] for f in corpus.rating_first[mine]]
-    np.testing.assert_allclose(target[start : start + steps], np.mean(curves, 0), atol=1e-6)
-    assert not np.allclose(target[start : start + steps], corpus.mean[start : start + steps])
-    outside = np.flatnonzero(corpus.split == "test")[0]
-    start = corpus.song_start[outside]
-    np.testing.assert_array_equal(target[start : start + 60], corpus.mean[start : start + 60])
+def test_held_out_people_do_not_decide_a_target(corpus):
+    """Curves of held-out people are poisoned; neither target changes."""
+    parts = held_out(corpus)
+    poisoned = corpus.ratings.copy()
+    people = {name: set(corpus.rating_annotator[part.ratings]) for name, part in parts.items()}
+    allowed = {"train": people["train"], "validation": people["train"] | people["validation"]}
+    for name, who in allowed.items():
+        part = parts[name]
+        for rating in part.all_ratings:
+            if corpus.rating_annotator[rating] not in who:
+                first = corpus.rating_first[rating]
+                poisoned[first : first + corpus.song_steps[corpus.rating_song[rating]]] = 9.0
+    other = dataclasses.replace(corpus, ratings=poisoned)
+    for name in allowed:
+        part = parts[name]
+        clean, dirty = consensus_target(corpus, part), consensus_target(other, part)
+        for song in part.songs:
+            rows = slice(corpus.song_start[song], corpus.song_start[song] + corpus.song_steps[song])
+            np.testing.assert_array_equal(clean[rows], dirty[rows])
+            mine = part.consensus[corpus.rating_song[part.consensus] == song]
+            curves = [
+                corpus.ratings[f:][: corpus.song_steps[song]] for f in corpus.rating_first[mine]
+            ]
+            np.testing.assert_allclose(clean[rows], np.mean(curves, axis=0), atol=1e-6)
+
+
+def test_songs_without_ratings_keep_the_corpus_mean(corpus):
+    unrated = dataclasses.replace(
+        corpus,
+        rating_song=corpus.rating_song[:0],
+        rating_annotator=corpus.rating_annotator[:0],
+        rating_first=corpus.rating_first[:0],
+    )
+    target = consensus_target(unrated, held_out(unrated)["train"])
+    np.testing.assert_array_equal(target, corpus.mean)
+
+
+def test_padding_reaches_nothing(corpus):
+    """A padded slot changes neither the curves nor the running statistics."""
+    device = to_device(corpus, corpus.mean)
+    model = DSAML(
+        ModelConfig(
+            width=8, num_heads=2, num_layers=1, ffn_width=8, dropout=0.0, embedding_width=64
+        )
+    )
+    index = lambda *values: np.array(values, np.int32)  # noqa: E731
+    real = gather_windows(device, index(1), index(0), index(0))
+    padded = gather_windows(device, index(1, 0, 0), index(0, 0, 0), index(0, -1, -1))
+    assert not np.asarray(padded.present[1:]).any()
+    variables = model.init(jax.random.key(0), real.log_mel, real.embedding)
+    results = [
+        model.apply(
+            variables, b.log_mel, b.embedding, True, present=b.present, mutable=["batch_stats"]
+        )
+        for b in (real, padded)
+    ]
+    np.testing.assert_allclose(results[0][0].arousal[0], results[1][0].arousal[0], atol=1e-5)
+    for a, b in zip(*(jax.tree.leaves(stats) for _, stats in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_windows_by_index(corpus):

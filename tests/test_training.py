@@ -123,6 +123,32 @@ def test_another_configuration_in_the_same_folder_is_refused(corpus, small_run):
     assert (small_run / METRICS_FILE).read_bytes() == before
 
 
+def test_a_refused_run_leaves_the_folder_free(corpus, tmp_path):
+    """Following the advice of the error must work in the same folder."""
+    with pytest.raises(UsageError, match="lower meta.min_songs"):
+        train(settings("meta.min_songs=99"), corpus, tmp_path / "run")
+    train(settings("training.steps=2", "training.validate_every=2"), corpus, tmp_path / "run")
+
+
+def test_a_finished_run_does_not_need_its_source_any_more(corpus, small_run, tmp_path):
+    import shutil
+
+    source = tmp_path / "source"
+    shutil.copytree(small_run, source)
+    config = settings(
+        f"training.init_from={source}", "training.steps=2", "training.validate_every=2"
+    )
+    train(config, corpus, tmp_path / "run")
+    shutil.rmtree(source)
+    train(config, corpus, tmp_path / "run")
+
+
+def test_dropout_may_change_on_the_way_from_one_run_to_the_next(corpus, small_run, tmp_path):
+    config = settings(f"training.init_from={small_run}", "model.dropout=0.2",
+                      "training.steps=2", "training.validate_every=2")  # fmt: skip
+    train(config, corpus, tmp_path / "run")
+
+
 def test_a_folder_that_is_no_run_is_left_alone(corpus, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="not empty"):
