@@ -49,11 +49,13 @@ def _silence_background_threads() -> None:
     (It also closes its event loop while a failed thread still reports to it.)
     """
     import threading
+    import warnings
 
     from absl import logging
 
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.set_verbosity(logging.FATAL)
 
 
