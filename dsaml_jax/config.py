@@ -144,7 +144,7 @@ class RunConfig:
 
 _OURS = MetaConfig(
     steps=3,
-    learning_rate=0.03,
+    learning_rate=0.01,
     adapts="predictor/out",
     min_songs=4,
     inner_loss="squared_error",

@@ -42,7 +42,7 @@ def song_curve(curve: np.ndarray, title: str) -> Figure:
             left.plot(time, curve[:, column], color=color, label=name)
         left.axhline(0.0, color="#9ca3af", linewidth=0.8)
         left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
-        left.legend(loc="upper right", ncols=2, frameon=False)
+        left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
         left.set_title(title, loc="left")
         right.plot(curve[:, 1], curve[:, 0], color="#6b7280", linewidth=0.8)
         points = right.scatter(curve[:, 1], curve[:, 0], c=time, s=9, cmap="viridis")

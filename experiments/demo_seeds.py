@@ -3,7 +3,7 @@
 Claim: adapted MAML beats the unadapted model, the constant and the support mean in mean CCC and RMSE.
 Command: `python experiments/demo_seeds.py --out /tmp/demo_seeds` (a finished seed is not run again).
 Each seed has its own corpus, listeners, held-out people and initialisation.
-Result: `results/demo_seeds.md`; about six minutes a seed on two CPU cores.
+Result: `results/demo_seeds.md`; about four minutes a seed on two CPU cores.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     text = markdown(summaries(options.out, options.seeds))
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / "demo_seeds.md").write_text(text)
     print(text)
 
