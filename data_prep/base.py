@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
 import tempfile
@@ -100,6 +101,21 @@ def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dic
     counts: dict[Split, int] = {"validation": validation, "test": test, "train": len(ordered)}
     parts = [part for part, count in counts.items() for _ in range(count)]
     return dict(zip(shuffled, parts, strict=False))
+
+
+def read_csv_rows(path: Path) -> list[list[str]]:
+    """Rows of a CSV file that hold something, as text; a byte order mark is skipped.
+
+    Raises:
+      DataError: no such file, or not text.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from None
 
 
 @contextmanager

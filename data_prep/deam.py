@@ -16,7 +16,6 @@ of no use for personalisation.
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections import Counter
@@ -31,6 +30,7 @@ from data_prep.base import (
     Rating,
     Song,
     Split,
+    read_csv_rows,
     split_by_rank,
 )
 
@@ -179,13 +179,7 @@ def _splits(ids: list[str]) -> dict[str, Split]:
 
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Header (stripped) and the rows that are not blank."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from None
+    rows = read_csv_rows(path)
     if not rows:
         raise DataError(f"{path}: empty")
     return [cell.strip() for cell in rows[0]], rows[1:]

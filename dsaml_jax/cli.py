@@ -70,7 +70,7 @@ def _enable_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# ---- The commands. Imports are inside, so that --help is instant.
+# ---- The commands. Imports are inside, so that each loads what it needs.
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.audio import load_audio
-from data_prep.base import DataError, replacing
+from data_prep.base import DataError, read_csv_rows, replacing
 from data_prep.features import FeatureConfig, SongFeatures, log_mel, song_features
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
@@ -81,13 +80,7 @@ def read_annotations(path: Path) -> np.ndarray:
     Raises:
       DataError: missing, empty, ragged, not numbers, outside [-1, 1], or time that does not increase.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from None
+    rows = read_csv_rows(path)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if sorted(header) != ["arousal", "time", "valence"]:
         raise DataError(f"{path}: the first line must name the columns time, arousal, valence")
