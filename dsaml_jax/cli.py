@@ -48,15 +48,17 @@ def _silence_background_threads() -> None:
 
     (It also closes its event loop while a failed thread still reports to it.)
     """
+    import logging
     import threading
     import warnings
 
-    from absl import logging
+    from absl import logging as absl_logging
 
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    logging.set_verbosity(logging.FATAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 
 def _enable_compile_cache() -> None:
