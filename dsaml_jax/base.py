@@ -13,6 +13,8 @@ from typing import Any, Literal
 import chex
 import flax.struct
 
+from dsaml_jax.errors import UsageError
+
 PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
 
@@ -21,10 +23,6 @@ STEPS_PER_SECOND = 2
 
 WINDOW_STEPS = 60
 """Steps in one training window: 30 s."""
-
-
-class UsageError(Exception):
-    """Something the user can mend. The message is one line and says how."""
 
 
 @dataclasses.dataclass(frozen=True)

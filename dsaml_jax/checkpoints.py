@@ -22,8 +22,9 @@ import orbax.checkpoint as ocp
 
 from data_prep.base import DataError, replacing
 from data_prep.features import FeatureConfig
-from dsaml_jax.base import PyTree, UsageError
+from dsaml_jax.base import PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
+from dsaml_jax.errors import UsageError
 from dsaml_jax.models.dsaml import DSAML
 
 RUN_FILE = "run.json"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.base import DataError
-from dsaml_jax.base import UsageError
+from dsaml_jax.errors import UsageError
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."

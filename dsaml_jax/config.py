@@ -11,7 +11,8 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
-from dsaml_jax.base import ModelConfig, UsageError
+from dsaml_jax.base import ModelConfig
+from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import algorithm_names
 
 FORMAT_VERSION = 1

@@ -13,7 +13,8 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from dsaml_jax.base import ModelConfig, UsageError
+from dsaml_jax.base import ModelConfig
+from dsaml_jax.errors import UsageError
 
 Array = np.ndarray
 _Path = tuple[str, ...]

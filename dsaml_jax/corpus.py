@@ -17,7 +17,8 @@ import numpy as np
 from data_prep.base import SPLITS, split_by_rank
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus
-from dsaml_jax.base import WINDOW_STEPS, SongBatch, UsageError
+from dsaml_jax.base import WINDOW_STEPS, SongBatch
+from dsaml_jax.errors import UsageError
 
 ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""

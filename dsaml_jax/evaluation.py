@@ -28,7 +28,7 @@ from data_prep.base import replacing
 from data_prep.shards import Corpus
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import WINDOW_STEPS, UsageError
+from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import (
@@ -40,6 +40,7 @@ from dsaml_jax.corpus import (
     require_annotators,
     to_device,
 )
+from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, song_curve
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console

@@ -14,8 +14,9 @@ from data_prep.base import DataError, read_csv_rows, replacing
 from data_prep.features import FeatureConfig, SongFeatures, log_mel, song_features
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import STEPS_PER_SECOND, WINDOW_STEPS, SongBatch, UsageError
+from dsaml_jax.base import STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
 from dsaml_jax.checkpoints import LoadedModel, RunInfo, save_model
+from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, predict_song
 
 MAX_GAP_SECONDS = 1.0

@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from dsaml_jax.base import UsageError
+from dsaml_jax.errors import UsageError
 
 SUPPORT_WINDOWS = 4
 """Most windows of one support song that adaptation reads outside training."""

@@ -26,7 +26,7 @@ from data_prep.base import replacing
 from data_prep.shards import Corpus
 from dsaml_jax import checkpoints, meta
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
-from dsaml_jax.base import PyTree, UsageError
+from dsaml_jax.base import PyTree
 from dsaml_jax.checkpoints import CheckpointStore, RunInfo
 from dsaml_jax.config import RunConfig, differences
 from dsaml_jax.corpus import (
@@ -40,6 +40,7 @@ from dsaml_jax.corpus import (
     require_annotators,
     to_device,
 )
+from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console

@@ -318,6 +318,25 @@ def test_ctrl_c_while_preparing_leaves_nothing(tmp_path, environment, stage):
     assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".preparing")]
 
 
+@pytest.mark.parametrize("delay", [0.3, 1.0, 2.0])
+def test_ctrl_c_while_starting(tmp_path, environment, delay):
+    """Loading JAX takes a second; an interrupt in it is answered like any other."""
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--quick", "--workdir", str(tmp_path / "demo")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors, errors
+    assert not (tmp_path / "demo" / "corpus").exists()
+
+
 def test_help_teaches(capsys):
     for command in ("demo", "prepare", "train", "evaluate", "personalize", "predict", "convert"):
         with pytest.raises(SystemExit) as stopped:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 import chex
 
-from dsaml_jax.base import UsageError
+from dsaml_jax.errors import UsageError
 from dsaml_jax.meta.adapt import LossFn, ParameterFilter, adapt
 
 PyTree = Any
