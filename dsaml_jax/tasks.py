@@ -99,7 +99,8 @@ def make_pool(
     )
 
 
-def _uniform(seed: int, *stream: int) -> np.random.Generator:
+def uniform_stream(seed: int, *stream: int) -> np.random.Generator:
+    """An independent generator for every (seed, numbers), the same on every machine."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, *stream))))
 
 
@@ -155,7 +156,7 @@ def sample_tasks(
       kind: `annotator`; or `random`: each task takes songs at random, and for each song somebody who rated
         it, so that support and query are by different people.
     """
-    draw = _uniform(seed, step)
+    draw = uniform_stream(seed, step)
     if kind == "random":
         return _random_tasks(pool, draw, tasks, support_songs, query_songs)
     rounds = -(-tasks // len(pool.annotators))
@@ -202,7 +203,7 @@ def evaluation_tasks(
       support_songs: `S`.
       most: cap on the tasks in all, evenly spread.
     """
-    keys = _uniform(0, 2**31).random(pool.ratings.shape)
+    keys = uniform_stream(0, 2**31).random(pool.ratings.shape)
     keys[pool.ratings < 0] = 2.0
     shuffled = np.take_along_axis(pool.ratings, np.argsort(keys, axis=1, kind="stable"), 1)
     chosen = [

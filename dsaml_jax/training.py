@@ -50,6 +50,7 @@ from dsaml_jax.tasks import (
     evaluation_tasks,
     make_pool,
     sample_tasks,
+    uniform_stream,
 )
 
 METRICS_FILE = "metrics.jsonl"
@@ -380,15 +381,11 @@ def _draw_songs(
     places = np.arange((step - 1) * batch, step * batch)
     drawn = np.empty(batch, np.int32)
     for epoch in np.unique(places // len(songs)):
-        keys = np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence((config.training.seed, 1, int(epoch))))
-        )
+        keys = uniform_stream(config.training.seed, 1, int(epoch))
         order = songs[np.argsort(keys.random(len(songs)), kind="stable")]
         here = places // len(songs) == epoch
         drawn[here] = order[places[here] % len(songs)]
-    share = np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence((config.training.seed, 2, step)))
-    ).random(batch)
+    share = uniform_stream(config.training.seed, 2, step).random(batch)
     return drawn, (share * windows[drawn]).astype(np.int32)
 
 
