@@ -1,6 +1,8 @@
 """Sound and corpora to features and TFDS shards. Nothing here imports `dsaml_jax`.
 
-The way of the data: a corpus on disk (`deam`, or `synthetic`, which writes DEAM's layout) becomes
-an :class:`~data_prep.base.AnnotatedCorpus`; `audio` and `features` turn each song into arrays;
-`shards` writes them as a TFDS dataset and reads it back as one flat :class:`~data_prep.shards.Corpus`.
+The way of the data: a reader (`deam`, `pmemo`, `folder`; `synthetic` writes DEAM's layout) gives an
+:class:`~data_prep.base.AnnotatedCorpus`; `validation` says which of its sound files can be used; `audio`,
+`features` and `imagebind` turn a song into arrays; `examples` and `writing` put them into shards, over processes
+or Apache Beam (`beam`); `statistics` and `card` describe the result; `shards` reads it back as one flat
+:class:`~data_prep.shards.Corpus`. :func:`data_prep.prepare.prepare` is all of it in one call.
 """

@@ -18,6 +18,20 @@ RATES = (2_000, 384_000)
 """Sampling rates accepted, in Hz."""
 
 
+def sound_files(folder: Path) -> dict[str, Path]:
+    """Name without suffix to sound file; earlier suffixes of AUDIO_SUFFIXES win."""
+    rank = {suffix: i for i, suffix in enumerate(AUDIO_SUFFIXES)}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if suffix not in rank:
+            continue
+        known = found.get(path.stem)
+        if known is None or rank[suffix] < rank[known.suffix.lower()]:
+            found[path.stem] = path
+    return found
+
+
 def load_audio(path: Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
     """Decodes a file and averages its channels.
 

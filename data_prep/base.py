@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -48,21 +47,40 @@ class Song:
 
     Attributes:
       song_id: its name in the corpus.
-      audio: the sound file.
+      audio: the sound file, or None where the corpus's folder holds none for it.
       start: seconds into the file of step 0.
       arousal: `[n]` the corpus's own mean curve in [-1, 1], NaN where missing.
       valence: `[n]` likewise.
       ratings: the curves of single listeners, each `[n]`.
-      split: `train`, `validation` or `test`.
+      split: `train`, `validation` or `test`; None until :func:`deal_splits`, unless the corpus says.
+      static: arousal and valence of the song as a whole in [-1, 1], where listeners gave that too.
     """
 
     song_id: str
-    audio: Path
+    audio: Path | None
     start: float
     arousal: np.ndarray
     valence: np.ndarray
-    ratings: tuple[Rating, ...]
-    split: Split
+    ratings: tuple[Rating, ...] = ()
+    split: Split | None = None
+    static: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """Whose data a corpus is. Shown by every command that reads it and kept with the shards.
+
+    Attributes:
+      citation: authors, year, title.
+      licence: on what terms.
+      url: where it can be had; empty for data that is made here.
+      scale: what the published numbers were and how they became [-1, 1].
+    """
+
+    citation: str
+    licence: str
+    url: str
+    scale: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +89,34 @@ class AnnotatedCorpus:
 
     Attributes:
       name: `deam`, `synthetic`, ...
-      songs: in the order of their ids.
-      notes: what was left out and why, one line each; shown to the user and kept with the shards.
-      licence: whose data this is and on what terms.
+      songs: in the order of their ids: every annotated one, whether or not its sound is there.
+      provenance: whose it is.
+      dropped: reason -> how many ratings (or songs, as the reason says) were left out for it.
+      notes: what else the user should know, one line each.
     """
 
     name: str
     songs: tuple[Song, ...]
-    notes: tuple[str, ...]
-    licence: str
+    provenance: Provenance
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def deal_splits(songs: Sequence[Song]) -> tuple[Song, ...]:
+    """Gives every song a split.
+
+    Where the corpus names test songs, a tenth of the others is for validation. Where it names none
+    (or a subset has none of them), a fixed random fifth is for the test and a tenth for validation.
+    """
+    official = {song.song_id for song in songs if song.split == "test"}
+    others = [song.song_id for song in songs if song.song_id not in official]
+    if official:
+        dealt = split_by_rank(others, seed=0, shares=(0.1, 0.0))
+        # With no share for the test set the one id it is always given goes back to training.
+        dealt = {song: "train" if split == "test" else split for song, split in dealt.items()}
+    else:
+        dealt = split_by_rank(others, seed=0, shares=(0.1, 0.2))
+    return tuple(dataclasses.replace(song, split=dealt.get(song.song_id, "test")) for song in songs)
 
 
 def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dict[str, Split]:
@@ -101,21 +138,6 @@ def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dic
     counts: dict[Split, int] = {"validation": validation, "test": test, "train": len(ordered)}
     parts = [part for part, count in counts.items() for _ in range(count)]
     return dict(zip(shuffled, parts, strict=False))
-
-
-def read_csv_rows(path: Path) -> list[list[str]]:
-    """Rows of a CSV file that hold something, as text; a byte order mark is skipped.
-
-    Raises:
-      DataError: no such file, or not text.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file ({error})") from None
 
 
 @contextmanager

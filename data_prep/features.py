@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,10 @@ from data_prep.base import STEPS_PER_SECOND, WINDOW_STEPS, DataError
 LOG_OFFSET = 1e-6
 WINDOW_HOP = WINDOW_STEPS // 2
 SPECTRAL_STATISTICS = 8
+IMAGEBIND_WIDTH = 1024
+
+Embedding = Literal["spectral", "imagebind", "imagebind-published"]
+EMBEDDINGS: tuple[Embedding, ...] = ("spectral", "imagebind", "imagebind-published")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +32,11 @@ class FeatureConfig:
       hop_ms: between frames; must divide the half second of a step.
       mel_bands: `M`.
       embedding: `spectral`, eight statistics of every mel band: no weights, deterministic.
+        `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-published`,
+        the same read as the published implementation of DSAML does: at 44.1 kHz, its fillings at the edges.
       embedding_per: `clip`, one embedding for each window of 30 s, or `step`, one for the 30 s
         around each step's start.
+      weights: digest of the ImageBind weights; empty for `spectral`.
       dtype: of the log-mel patches in the shards.
     """
 
@@ -35,8 +44,9 @@ class FeatureConfig:
     frame_ms: int = 60
     hop_ms: int = 10
     mel_bands: int = 128
-    embedding: Literal["spectral"] = "spectral"
+    embedding: Embedding = "spectral"
     embedding_per: Literal["clip", "step"] = "clip"
+    weights: str = ""
     dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
@@ -44,8 +54,12 @@ class FeatureConfig:
             raise DataError(f"sample_rate {self.sample_rate} must be even")
         if self.step_samples % self.hop:
             raise DataError(f"hop_ms {self.hop_ms} must divide half a second into whole samples")
-        if self.embedding != "spectral":
-            raise DataError(f"embedding {self.embedding!r} is unknown; there is: spectral")
+        if self.embedding not in EMBEDDINGS:
+            raise DataError(
+                f"embedding {self.embedding!r} is unknown; there are: {', '.join(EMBEDDINGS)}"
+            )
+        if bool(self.weights) != self.uses_imagebind:
+            raise DataError("weights belong to the ImageBind embeddings, and these need them")
         if self.embedding_per not in ("clip", "step"):
             raise DataError(f"embedding_per {self.embedding_per!r} is neither clip nor step")
 
@@ -70,21 +84,46 @@ class FeatureConfig:
         return self.step_samples // self.hop + 1
 
     @property
+    def uses_imagebind(self) -> bool:
+        """Whether embeddings come from ImageBind, which needs its weights."""
+        return self.embedding != "spectral"
+
+    @property
     def embedding_width(self) -> int:
         """`E`."""
-        return SPECTRAL_STATISTICS * self.mel_bands
+        return IMAGEBIND_WIDTH if self.uses_imagebind else SPECTRAL_STATISTICS * self.mel_bands
 
     @property
     def name(self) -> str:
         """TFDS config name: every setting is in it, so that stale features are never read."""
         return (
             f"mel{self.mel_bands}-{self.frame_ms}ms-{self.hop_ms}ms-{self.sample_rate}hz"
-            f"-{self.embedding}-{self.embedding_per}-{self.dtype}"
+            f"-{self.embedding}{self.weights and '-' + self.weights}-{self.embedding_per}-{self.dtype}"
         )
 
 
 TINY = FeatureConfig(hop_ms=50, mel_bands=32)
 """11 x 32 patches: an eighteenth of the full front end's work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SongAnalysis:
+    """Features of one song of n steps, before any neural network.
+
+    Attributes:
+      log_mel: `[n, F, M]` float32.
+      window_start: `[w]` int32, first step of each window of :data:`WINDOW_STEPS`.
+      embedding: `[e, E]`, or None where a network makes it of
+      clips: `[e, 3, 1, 128, 204]`, what ImageBind reads of each stretch.
+    """
+
+    log_mel: np.ndarray
+    window_start: np.ndarray
+    embedding: np.ndarray | None
+    clips: np.ndarray | None
+
+
+Embed = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,14 +243,106 @@ def spectral_embedding(patches: np.ndarray) -> np.ndarray:
     return np.concatenate(statistics).astype(np.float32)
 
 
-def song_features(patches: np.ndarray, config: FeatureConfig) -> SongFeatures:
-    """Windows and embeddings of a song from its log-mel patches `[n, F, M]`."""
-    steps = len(patches)
-    starts = window_starts(steps)
+def analyse(
+    waveform: np.ndarray,
+    sample_rate: int,
+    config: FeatureConfig,
+    *,
+    start: float = 0.0,
+    steps: int | None = None,
+) -> SongAnalysis:
+    """Everything the model reads of a song, but for what a neural network has to make of `clips`.
+
+    Args:
+      waveform: `[samples]` of the whole file.
+      sample_rate: Hz.
+      config: how features are made.
+      start: seconds of step 0.
+      steps: n at most; None takes all that follows `start`.
+
+    Raises:
+      DataError: less than one step of sound after `start`.
+    """
+    first = round(start * STEPS_PER_SECOND)  # in steps of the file
+    last = None if steps is None else first + steps
+    # An embedding per step looks at the 15 s before the first step and after the last one too.
+    before = min(first, WINDOW_HOP) if config.embedding_per == "step" else 0
+    after = WINDOW_HOP if config.embedding_per == "step" else 0
+    spectral = not config.uses_imagebind
+    margins = (before, after) if spectral else (0, 0)
+
+    def seconds_to_sample(step: int) -> int:
+        return round(step / STEPS_PER_SECOND * sample_rate)
+
+    begin = seconds_to_sample(first - margins[0])
+    end = None if last is None else seconds_to_sample(last + margins[1])
+    if len(waveform) < seconds_to_sample(first + 1):
+        raise DataError(f"the sound ends before the first half second at {start:g} s is over")
+    patches = log_mel(waveform[begin:end], sample_rate, config)
+    own = patches[margins[0] :][:steps]
+    starts = window_starts(len(own))
+    stretches = _stretches(len(own), starts, config)
+    if spectral:
+        shift = margins[0]
+        embedding = np.stack(
+            [spectral_embedding(patches[max(a + shift, 0) : b + shift]) for a, b in stretches]
+        )
+        return SongAnalysis(own, starts, embedding, None)
+    from data_prep.imagebind.fbank import stretch_clips
+
+    clips = stretch_clips(
+        waveform,
+        sample_rate,
+        [((first + a) / STEPS_PER_SECOND, (first + b) / STEPS_PER_SECOND) for a, b in stretches],
+        published=config.embedding == "imagebind-published",
+    )
+    return SongAnalysis(own, starts, None, clips)
+
+
+def _stretches(steps: int, starts: np.ndarray, config: FeatureConfig) -> list[tuple[int, int]]:
+    """First and last step of the sound behind each embedding; may reach beyond the song."""
     if config.embedding_per == "clip":
-        stretches = [(start, start + WINDOW_STEPS) for start in starts]
-    else:
-        half = WINDOW_STEPS // 2
-        stretches = [(max(step - half, 0), step + half) for step in range(steps)]
-    embedding = np.stack([spectral_embedding(patches[first:last]) for first, last in stretches])
-    return SongFeatures(patches, embedding, starts)
+        return [(int(start), int(start) + min(WINDOW_STEPS, steps)) for start in starts]
+    return [(step - WINDOW_HOP, step + WINDOW_HOP) for step in range(steps)]
+
+
+def finish(analysis: SongAnalysis, embed: Embed | None) -> SongFeatures:
+    """Adds what a network makes of the clips.
+
+    Args:
+      analysis: of a song.
+      embed: from :func:`embedder`.
+    """
+    embedding = analysis.embedding
+    if embedding is None:
+        assert embed is not None and analysis.clips is not None
+        embedding = embed(analysis.clips)
+    return SongFeatures(analysis.log_mel, embedding, analysis.window_start)
+
+
+@lru_cache(maxsize=1)
+def embedder(config: FeatureConfig, weights: Path | None) -> Embed | None:
+    """The network behind the global embedding, loaded once a process; None where there is none.
+
+    Args:
+      config: says which embedding.
+      weights: file of ImageBind's weights, as `dsaml convert imagebind` writes it.
+
+    Raises:
+      DataError: the weights are needed and not there, or not those that `config` names.
+    """
+    if not config.uses_imagebind:
+        return None
+    if weights is None:
+        raise DataError(
+            "these features need ImageBind's weights: name the file that 'dsaml convert imagebind' wrote "
+            "by --imagebind-weights or in $DSAML_IMAGEBIND"
+        )
+    from data_prep.imagebind import Embedder, digest
+
+    if digest(weights) != config.weights:
+        raise DataError(
+            f"{weights}: other weights ({digest(weights)}) than these features were made with "
+            f"({config.weights})"
+        )
+    return Embedder.load(weights).embed

@@ -5,12 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+Progress = Callable[[int, int], None]
+"""Called with items done and items in all."""
+
+AHEAD = 4
+"""Results each process may be ahead of who reads them: memory stays flat in the number of items."""
 
 
 def available_cores() -> int:
@@ -21,7 +28,7 @@ def available_cores() -> int:
 def parallel_map(
     function: Callable[[In], Out], items: Iterable[In], workers: int | None = None
 ) -> Iterator[Out]:
-    """Results in the order of `items`.
+    """Results in the order of `items`, computed a little ahead of the reader.
 
     Processes are spawned, not forked: JAX's threads do not survive a fork.
 
@@ -36,15 +43,21 @@ def parallel_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_leave_ctrl_c_to_parent
-    ) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet_worker) as pool:
+        waiting: deque[Future[Out]] = deque()
         try:
-            yield from pool.map(function, items)
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-def _leave_ctrl_c_to_parent() -> None:
+def _quiet_worker() -> None:
+    """Ctrl-C is the parent's; mp3 decoding prints to stderr what is raised as an exception anyway."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

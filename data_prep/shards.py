@@ -1,48 +1,36 @@
-"""TFDS shards of features and annotations: ArrayRecord files, written and read without TensorFlow.
+"""Reads prepared corpora: labels whole, features whole or song by song.
 
-One example is one song. The folder is `OUT/<corpus>/<feature settings>/<version>/`, so features made with
-other settings are never read by mistake, and `tfds.builder_from_directory` opens it like any dataset.
-
-TFDS's own writer spills a split above 1000 MiB through TensorFlow. Here every shard is written by itself
-with `ArrayRecordWriter` and the dataset's metadata last, which has no such limit and keeps memory flat.
+A dataset is the folder `OUT/<corpus>/<feature settings>/<version>/`: ArrayRecord shards with one example per
+song, TFDS's metadata (so that `tfds.builder_from_directory` opens it like any dataset), `dataset.json` with
+what is known of it, `labels.npz` with every curve in one place, and a data card. Features made with other
+settings are in another folder and never read by mistake.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.audio import load_audio
-from data_prep.base import (
-    SPLITS,
-    STEPS_PER_SECOND,
-    AnnotatedCorpus,
-    DataError,
-    Song,
-    Split,
-)
-from data_prep.features import FeatureConfig, log_mel, song_features
-from data_prep.parallel import parallel_map
+from data_prep.base import DataError, Provenance, Song
+from data_prep.examples import read_examples
+from data_prep.features import FeatureConfig, window_starts
+from data_prep.parallel import Progress
 
-VERSION = "1.0.0"
-SONGS_PER_SHARD = 64
-_CARD = "corpus.json"
-
-Progress = Callable[[int, int], None]
+VERSION = "1.1.0"
+FACTS_FILE = "dataset.json"
+LABELS_FILE = "labels.npz"
+STREAM_ABOVE_GB = 8.0
+"""Features of more than this many GB stay on disk and are streamed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus in memory, flat: songs and ratings of any length end to end.
+    """A prepared corpus, flat: songs and ratings of any length end to end.
 
     Letters: `n` steps of all songs together, `w` windows, `e` embeddings, `m` steps of all ratings; `N` songs,
     `R` ratings, `A` annotators.
@@ -50,240 +38,109 @@ class Corpus:
     Attributes:
       name: of the corpus.
       features: how its features were made.
-      fingerprint: of its songs, splits, curves and sound files; see :func:`fingerprint`.
-      licence, notes: from the reader of the corpus, and what could not be used.
+      fingerprint: of its songs, splits, curves and sound files.
+      provenance: whose data it is.
       song_ids: N names.
       split: `[N]` of `train`, `validation`, `test`.
       song_start: `[N]` first step of each song, int32.
       song_steps: `[N]` its length.
-      log_mel: `[n, F, M]` as stored.
       mean: `[n, 2]` the corpus's own mean curve, NaN where missing.
       window_first, window_count: `[N]` where each song's windows begin in `window_start`, and how many.
       window_start: `[w]` first step of each window, counted from the song's start.
       embedding_first: `[N]` the song's first row of `embedding`.
-      embedding: `[e, E]` one row per window, or per step.
       annotator_ids: A names.
       rating_song, rating_annotator: `[R]` indices.
       rating_first: `[R]` first row in `ratings`; the length is the song's.
       ratings: `[m, 2]` arousal and valence, NaN where missing.
+      log_mel: `[n, F, M]` as stored; None where features are streamed.
+      embedding: `[e, E]` one row per window, or per step; None likewise.
+      store: reads the features of single songs.
     """
 
     name: str
     features: FeatureConfig
     fingerprint: str
-    licence: str
-    notes: tuple[str, ...]
+    provenance: Provenance
     song_ids: tuple[str, ...]
     split: np.ndarray
     song_start: np.ndarray
     song_steps: np.ndarray
-    log_mel: np.ndarray
     mean: np.ndarray
     window_first: np.ndarray
     window_count: np.ndarray
     window_start: np.ndarray
     embedding_first: np.ndarray
-    embedding: np.ndarray
     annotator_ids: tuple[str, ...]
     rating_song: np.ndarray
     rating_annotator: np.ndarray
     rating_first: np.ndarray
     ratings: np.ndarray
+    log_mel: np.ndarray | None
+    embedding: np.ndarray | None
+    store: FeatureStore
 
 
-def write_shards(
-    corpus: AnnotatedCorpus,
-    out: Path,
-    config: FeatureConfig,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Computes features and writes the dataset, or finds the finished one.
+class FeatureStore:
+    """Random access to the features of songs in shards."""
 
-    Songs whose audio cannot be used are left out with a note, unless none is left.
+    def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], config: FeatureConfig):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        paths = [str(folder / shard["file"]) for shard in shards if shard["written"]]
+        self._source = ArrayRecordDataSource(paths)
+        self._config = config
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, songs: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`log_mel` `[n, F, M]` as stored and `embedding` `[e, E]` of each song, by index."""
+        records = self._source.__getitems__(list(songs))
+        examples = read_examples(records, self._config)
+        return [(example["log_mel"], example["embedding"]) for example in examples]
+
+
+# ---- Labels: written once beside the shards, so that they are read without the features.
+
+
+def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) -> None:
+    """Writes every curve of the prepared songs.
 
     Args:
-      corpus: what to prepare.
-      out: folder of prepared data.
-      config: how features are made.
-      workers: processes; None takes all cores.
-      progress: called with songs done and songs in all.
-
-    Returns:
-      the dataset's folder; it appears complete or not at all.
+      folder: of the dataset.
+      songs: in the order of the shards.
+      steps: song id -> how many steps of sound there are for it.
     """
-    folder = out / corpus.name / config.name / VERSION
-    description = _description(corpus)
-    if (folder / _CARD).is_file():
-        if read_card(folder)["fingerprint"] == description["fingerprint"]:
-            return folder
-        raise DataError(
-            f"{folder} was made from other files of {corpus.name}; delete it or choose another --out"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".preparing."))
-    try:
-        _write_dataset(corpus, temporary, config, description, workers, progress)
-        temporary.chmod(0o755)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
 
+    def curves(arousal: np.ndarray, valence: np.ndarray, length: int) -> np.ndarray:
+        return np.stack([arousal[:length], valence[:length]], axis=-1).astype(np.float32)
 
-def _description(corpus: AnnotatedCorpus) -> dict[str, Any]:
-    return {
-        "name": corpus.name,
-        "licence": corpus.licence,
-        "notes": list(corpus.notes),
-        "fingerprint": fingerprint(corpus),
-    }
-
-
-def fingerprint(corpus: AnnotatedCorpus) -> str:
-    """Twelve hexadecimal digits over song ids, splits, curves, raters and sizes of the sound files."""
-    digest = hashlib.sha256()
-    for song in corpus.songs:
-        size = song.audio.stat().st_size if song.audio.is_file() else -1
-        digest.update(f"{song.song_id}|{song.split}|{song.start}|{size}|".encode())
-        for curve in (song.arousal, song.valence):
-            digest.update(curve.astype("<f4").tobytes())
+    lengths = [steps[song.song_id] for song in songs]
+    means, ratings, who, rated = [], [np.zeros((0, 2), np.float32)], [], []
+    for index, (song, length) in enumerate(zip(songs, lengths, strict=True)):
+        means.append(curves(song.arousal, song.valence, length))
         for rating in song.ratings:
-            digest.update(rating.annotator_id.encode())
-            digest.update(rating.arousal.astype("<f4").tobytes())
-            digest.update(rating.valence.astype("<f4").tobytes())
-    return digest.hexdigest()[:12]
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """What is known of a prepared dataset beside its examples: name, licence, notes, songs."""
-    return json.loads((folder / _CARD).read_text())
-
-
-def _features_dict(config: FeatureConfig) -> Any:
-    import tensorflow_datasets as tfds
-
-    features = tfds.features
-
-    def tensor(shape: tuple[int | None, ...], dtype: Any) -> Any:
-        # The default encoding writes 6 examples a second; bytes write 129.
-        return features.Tensor(shape=shape, dtype=dtype, encoding=features.Encoding.BYTES)
-
-    return features.FeaturesDict(
-        {
-            "song_id": features.Text(),
-            "log_mel": tensor((None, config.frames, config.mel_bands), np.dtype(config.dtype).type),
-            "embedding": tensor((None, config.embedding_width), np.float32),
-            "window_start": tensor((None,), np.int32),
-            "mean": tensor((None, 2), np.float32),
-            "annotator_ids": features.Sequence(features.Text()),
-            "ratings": tensor((None, 2), np.float32),
-        }
+            ratings.append(curves(rating.arousal, rating.valence, length))
+            who.append(rating.annotator_id)
+            rated.append(index)
+    annotators, rating_annotator = np.unique(np.array(who, dtype=np.str_), return_inverse=True)
+    np.savez(
+        folder / LABELS_FILE,
+        song_ids=np.array([song.song_id for song in songs]),
+        split=np.array([song.split for song in songs]),
+        song_steps=np.array(lengths, np.int32),
+        mean=np.concatenate(means),
+        annotator_ids=annotators,
+        rating_song=np.array(rated, np.int32),
+        rating_annotator=rating_annotator.astype(np.int32),
+        ratings=np.concatenate(ratings),
     )
 
 
-def _make_example(job: tuple[Song, FeatureConfig]) -> dict[str, Any] | str:
-    """A song's example, or why it cannot be used."""
-    song, config = job
-    try:
-        waveform, rate = load_audio(song.audio)
-        waveform = waveform[round(song.start * rate) :]
-        if len(waveform) < rate / STEPS_PER_SECOND:
-            raise DataError(f"{song.audio}: ends before the annotations begin at {song.start:g} s")
-        steps = len(song.arousal)
-        wanted = int(np.ceil(steps / STEPS_PER_SECOND * rate))
-        patches = log_mel(waveform[:wanted], rate, config)
-    except DataError as error:
-        return str(error)
-    steps = min(steps, len(patches))
-    made = song_features(patches[:steps], config)
-
-    def curves(arousal: np.ndarray, valence: np.ndarray) -> np.ndarray:
-        return np.stack([arousal[:steps], valence[:steps]], axis=-1).astype(np.float32)
-
-    ratings = [curves(rating.arousal, rating.valence) for rating in song.ratings]
-    return {
-        "song_id": song.song_id,
-        "log_mel": made.log_mel.astype(config.dtype),
-        "embedding": made.embedding,
-        "window_start": made.window_start,
-        "mean": curves(song.arousal, song.valence),
-        "annotator_ids": [rating.annotator_id for rating in song.ratings],
-        "ratings": np.concatenate([np.zeros((0, 2), np.float32), *ratings]),
-    }
-
-
-def _write_dataset(
-    corpus: AnnotatedCorpus,
-    folder: Path,
-    config: FeatureConfig,
-    description: dict[str, Any],
-    workers: int | None,
-    progress: Progress | None,
-) -> None:
-    import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from etils import epath
-
-    features = _features_dict(config)
-    problems: list[str] = []
-    splits = []
-    done = 0
-    for split in SPLITS:
-        songs = [song for song in corpus.songs if song.split == split]
-        shards = max(1, -(-len(songs) // SONGS_PER_SHARD))
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=epath.Path(folder),
-            dataset_name=corpus.name,
-            split=split,
-            filetype_suffix="array_record",
-        )
-        examples = parallel_map(_make_example, [(song, config) for song in songs], workers)
-        lengths, size = [], 0
-        for shard in range(shards):
-            path = template.sharded_filepath(shard_index=shard, num_shards=shards)
-            writer = ArrayRecordWriter(str(path), "group_size:1")
-            written = 0
-            try:
-                for example in _take(examples, SONGS_PER_SHARD):
-                    done += 1
-                    if progress:
-                        progress(done, len(corpus.songs))
-                    if isinstance(example, str):
-                        problems.append(example)
-                        continue
-                    record = features.serialize_example(example)
-                    writer.write(record)
-                    written += 1
-                    size += len(record)
-                writer.close()
-            except RuntimeError as error:  # how ArrayRecord says that a disk is full
-                raise OSError(f"{path}: writing failed; is the disk full? ({error})") from None
-            lengths.append(written)
-        splits.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
-            )
-        )
-    if not sum(sum(split.shard_lengths) for split in splits):
-        raise DataError(problems[0] if problems else "the corpus has no songs")
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=features,
-        split_infos=splits,
-        check_data=False,
-        description=f"{corpus.name}: {config.name}",
-    )
-    card = description | {"features": dataclasses.asdict(config)}
-    card["notes"] = description["notes"] + [f"left out: {problem}" for problem in problems]
-    card["songs"] = {split.name: sum(split.shard_lengths) for split in splits}
-    (folder / _CARD).write_text(json.dumps(card, indent=1))
-
-
-def _take(items: Iterator[Any], count: int) -> Iterator[Any]:
-    for _, item in zip(range(count), items, strict=False):
-        yield item
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What is known of a prepared dataset beside its curves and features."""
+    facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
+    return facts
 
 
 def find_dataset(data: Path) -> Path:
@@ -294,11 +151,11 @@ def find_dataset(data: Path) -> Path:
     """
     if not data.is_dir():
         raise DataError(f"{data}: no such folder; 'dsaml prepare' makes one")
-    if (data / _CARD).is_file():
+    if (data / FACTS_FILE).is_file():
         return data
     found = sorted(
         path.parent
-        for path in data.glob(f"**/{VERSION}/{_CARD}")
+        for path in data.glob(f"**/{VERSION}/{FACTS_FILE}")
         if not any(part.startswith(".") for part in path.relative_to(data).parts)
     )
     if not found:
@@ -309,80 +166,101 @@ def find_dataset(data: Path) -> Path:
     return found[0]
 
 
-def read_corpus(data: Path) -> Corpus:
-    """Reads a prepared dataset into memory.
+def read_corpus(
+    data: Path,
+    *,
+    stream_above_gb: float = STREAM_ABOVE_GB,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Reads a prepared dataset.
 
     Args:
       data: folder of the dataset, or one above it.
+      stream_above_gb: features of more GB than this are left on disk; `Corpus.log_mel` is None then.
+      progress: called with songs read and songs in all.
 
     Raises:
       DataError: no dataset, or one that is damaged.
     """
     folder = find_dataset(data)
     try:
-        card = read_card(folder)
-        config = FeatureConfig(**card["features"])
-        examples, splits = _read_examples(folder)
+        facts = read_facts(folder)
+        config = FeatureConfig(**facts["features"])
+        with np.load(folder / LABELS_FILE, allow_pickle=False) as labels:
+            corpus = _labels_only(
+                facts, config, dict(labels), FeatureStore(folder, facts["shards"], config)
+            )
+        if feature_bytes(corpus) > stream_above_gb * 1e9:
+            return corpus
+        log_mel, embedding = _read_features(corpus, progress)
     except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise DataError(f"{folder}: damaged dataset ({error}); prepare it again") from error
-    return _flatten(card, config, examples, splits)
+    return dataclasses.replace(corpus, log_mel=log_mel, embedding=embedding)
 
 
-def _read_examples(folder: Path) -> tuple[list[dict[str, Any]], list[Split]]:
-    import tensorflow_datasets as tfds
+def feature_bytes(corpus: Corpus) -> int:
+    """Size of all log-mel patches and embeddings in memory."""
+    patch = corpus.features.frames * corpus.features.mel_bands
+    patches = int(corpus.song_steps.sum()) * patch * np.dtype(corpus.features.dtype).itemsize
+    return patches + _embedding_counts(corpus).sum() * corpus.features.embedding_width * 4
 
-    builder = tfds.builder_from_directory(folder)
-    examples: list[dict[str, Any]] = []
-    splits: list[Split] = []
-    for split in SPLITS:
-        if builder.info.splits[split].num_examples:
-            source = builder.as_data_source(split)
-            examples += list(source)
-            splits += [split] * len(source)
-    return examples, splits
+
+def _embedding_counts(corpus: Corpus) -> np.ndarray:
+    per_step = corpus.features.embedding_per == "step"
+    return corpus.song_steps if per_step else corpus.window_count
+
+
+def _read_features(corpus: Corpus, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
+    """All features end to end, each song copied once to where it belongs."""
+    config = corpus.features
+    shape = (int(corpus.song_steps.sum()), config.frames, config.mel_bands)
+    log_mel = np.empty(shape, config.dtype)
+    embedding = np.empty((int(_embedding_counts(corpus).sum()), config.embedding_width), np.float32)
+    total, at_once = len(corpus.song_ids), 16
+    for first in range(0, total, at_once):
+        songs = range(first, min(first + at_once, total))
+        for song, (patches, rows) in zip(songs, corpus.store.read(songs), strict=True):
+            start, place = corpus.song_start[song], corpus.embedding_first[song]
+            log_mel[start : start + corpus.song_steps[song]] = patches
+            embedding[place : place + len(rows)] = rows
+        if progress:
+            progress(songs[-1] + 1, total)
+    return log_mel, embedding
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
 
 
-def _flatten(
-    card: dict[str, Any],
-    config: FeatureConfig,
-    examples: list[dict[str, Any]],
-    splits: list[Split],
+def _labels_only(
+    facts: dict[str, Any], config: FeatureConfig, labels: dict[str, np.ndarray], store: FeatureStore
 ) -> Corpus:
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([example[name] for example in examples])
-
-    def lengths(name: str) -> np.ndarray:
-        return np.array([len(example[name]) for example in examples], np.int32)
-
-    steps = lengths("log_mel")
-    raters = [[name.decode() for name in example["annotator_ids"]] for example in examples]
-    annotators = tuple(sorted({name for names in raters for name in names}))
-    index = {name: i for i, name in enumerate(annotators)}
-    rating_song = np.repeat(np.arange(len(examples)), [len(names) for names in raters])
+    steps = labels["song_steps"]
+    windows = [window_starts(int(n)) for n in steps]
+    window_count = np.array([len(starts) for starts in windows], np.int32)
+    rated = labels["rating_song"]
+    if len(store) != len(steps):
+        raise ValueError(f"{len(steps)} songs have labels, {len(store)} have features")
     return Corpus(
-        name=card["name"],
+        name=facts["name"],
         features=config,
-        fingerprint=card["fingerprint"],
-        licence=card["licence"],
-        notes=tuple(card["notes"]),
-        song_ids=tuple(example["song_id"].decode() for example in examples),
-        split=np.array(splits),
+        fingerprint=facts["fingerprint"],
+        provenance=Provenance(**facts["provenance"]),
+        song_ids=tuple(labels["song_ids"].tolist()),
+        split=labels["split"],
         song_start=_starts(steps),
         song_steps=steps,
-        log_mel=joined("log_mel"),
-        mean=joined("mean"),
-        window_first=_starts(lengths("window_start")),
-        window_count=lengths("window_start"),
-        window_start=joined("window_start"),
-        embedding_first=_starts(lengths("embedding")),
-        embedding=joined("embedding"),
-        annotator_ids=annotators,
-        rating_song=rating_song.astype(np.int32),
-        rating_annotator=np.array([index[n] for names in raters for n in names], np.int32),
-        rating_first=_starts(steps[rating_song]) if len(rating_song) else np.zeros(0, np.int32),
-        ratings=joined("ratings"),
+        mean=labels["mean"],
+        window_first=_starts(window_count),
+        window_count=window_count,
+        window_start=np.concatenate(windows),
+        embedding_first=_starts(steps if config.embedding_per == "step" else window_count),
+        annotator_ids=tuple(labels["annotator_ids"].tolist()),
+        rating_song=rated,
+        rating_annotator=labels["rating_annotator"],
+        rating_first=_starts(steps[rated]) if len(rated) else np.zeros(0, np.int32),
+        ratings=labels["ratings"],
+        log_mel=None,
+        embedding=None,
+        store=store,
     )

@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.base import DataError
 from dsaml_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from data_prep.base import AnnotatedCorpus
+    from data_prep.features import FeatureConfig
+    from data_prep.writing import Engine
+    from dsaml_jax.progress import Console
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
@@ -31,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(options, error, str(error), 2)
     except KeyboardInterrupt as error:
         return _fail(options, error, "interrupted; start the same command again", 130)
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(options, error, f"{place}{error.strerror or error}", 1)
@@ -84,45 +95,125 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from data_prep.deam import read_deam
-    from data_prep.features import TINY, FeatureConfig
-    from data_prep.shards import read_card, write_shards
-    from data_prep.synthetic import write_corpus
-    from data_prep.synthetic.corpus import LICENCE
+    from data_prep.prepare import prepare
+    from data_prep.shards import read_facts
+    from data_prep.validation import Checked, check
     from dsaml_jax.progress import Console
 
     console = Console(options.quiet)
     if options.songs is not None and options.songs < 3:
         raise UsageError("--songs must be 3 or more, one each for training, validation and test")
-    if options.corpus == "synthetic":
-        with console.counter("composing", "song") as progress:
-            write_corpus(
-                options.root,
-                songs=options.songs or 400,
-                annotators=options.annotators,
-                seed=options.seed,
-                workers=options.workers,
-                progress=progress,
+    if options.out is None and not options.check:
+        raise UsageError("--out is needed: the folder for prepared data (or --check, to look only)")
+    corpus = _read_annotated(options, console)
+    limit = None if options.corpus == "synthetic" else options.songs
+    for note in corpus.notes:
+        console.say(f"note: {note}")
+    for reason, count in corpus.dropped.items():
+        console.say(f"left out: {count} {reason}")
+
+    def show(checked: Checked) -> None:
+        for line in checked.lines():
+            console.say(f"check: {line}")
+        console.say(f"check: {len(checked.songs)} songs of {corpus.name} can be used")
+
+    if options.check:
+        with console.counter("reading every file") as progress:
+            checked = check(
+                corpus, limit=limit, thorough=True, workers=options.workers, progress=progress
             )
-        corpus = read_deam(options.root, name="synthetic", licence=LICENCE)
-    else:
-        corpus = read_deam(options.root, limit=options.songs)
-    config = dataclasses.replace(
+        show(checked)
+        if checked.lines():
+            raise DataError(
+                "files are missing or damaged; 'prepare' without --check leaves them out"
+            )
+        return
+    folder = prepare(
+        corpus,
+        options.out,
+        _feature_config(options),
+        limit=limit,
+        weights=options.imagebind_weights,
+        workers=options.workers,
+        engine=_engine(options),
+        counter=console.counter,
+        on_checked=show,
+    )
+    facts = read_facts(folder)
+    counts = ", ".join(f"{count} {split}" for split, count in facts["songs"].items())
+    console.say(f"songs of {corpus.name}: {counts} ({corpus.provenance.licence})")
+    console.say(
+        f"global embedding: {facts['features']['embedding']}, per {facts['features']['embedding_per']}"
+    )
+    console.say(f"prepared: {folder}")
+    console.say(f"its data card: dsaml describe --data {folder}")
+
+
+def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
+    if options.corpus == "deam":
+        from data_prep.deam import read_deam
+
+        return read_deam(options.root)
+    if options.corpus == "pmemo":
+        from data_prep.pmemo import read_pmemo
+
+        return read_pmemo(options.root)
+    if options.corpus == "folder":
+        from data_prep.folder import read_folder
+
+        return read_folder(options.root)
+    from data_prep.deam import read_deam
+    from data_prep.synthetic import write_corpus
+    from data_prep.synthetic.corpus import PROVENANCE
+
+    with console.counter("composing") as progress:
+        write_corpus(
+            options.root,
+            songs=options.songs or 400,
+            annotators=options.annotators,
+            seed=options.seed,
+            workers=options.workers,
+            progress=progress,
+        )
+    return read_deam(options.root, name="synthetic", provenance=PROVENANCE)
+
+
+def _feature_config(options: argparse.Namespace) -> FeatureConfig:
+    from data_prep.features import TINY, FeatureConfig
+
+    weights = ""
+    if options.embedding != "spectral":
+        if options.imagebind_weights is None:
+            raise UsageError(
+                f"--embedding {options.embedding} needs --imagebind-weights FILE (or $DSAML_IMAGEBIND), "
+                "which 'dsaml convert imagebind' writes"
+            )
+        from data_prep.imagebind import digest
+
+        weights = digest(options.imagebind_weights)
+    return dataclasses.replace(
         FeatureConfig() if options.features == "full" else TINY,
         embedding=options.embedding,
         embedding_per=options.embedding_per,
+        weights=weights,
     )
-    with console.counter("features", "song") as progress:
-        folder = write_shards(
-            corpus, options.out, config, workers=options.workers, progress=progress
-        )
-    card = read_card(folder)
-    for note in card["notes"]:
-        console.say(f"note: {note}")
-    counts = ", ".join(f"{count} {split}" for split, count in card["songs"].items())
-    console.say(f"songs of {corpus.name}: {counts} ({corpus.licence})")
-    console.say(f"global embedding: {config.embedding}, per {config.embedding_per}")
-    console.say(f"prepared: {folder}")
+
+
+def _engine(options: argparse.Namespace) -> Engine | None:
+    if not options.beam_runner:
+        return None
+    from data_prep.beam import beam_engine
+
+    return beam_engine(options.beam_runner, shlex.split(options.beam_options), options.workers)
+
+
+def _describe(options: argparse.Namespace) -> None:
+    from data_prep.card import CARD_FOLDER, read_card
+    from data_prep.shards import find_dataset
+
+    folder = find_dataset(options.data)
+    print(read_card(folder))
+    print(f"The same with its figures: {folder / CARD_FOLDER}")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -136,7 +227,11 @@ def _train(options: argparse.Namespace) -> None:
                 if value is not None]  # fmt: skip
     config = with_settings(preset(options.preset), settings + options.set)
     console = Console(options.quiet)
-    train(config, read_corpus(options.data), options.workdir, console)
+    with console.counter("reading") as progress:
+        corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
+    if corpus.log_mel is None:
+        console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
+    train(config, corpus, options.workdir, console)
     console.say(
         f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
     )
@@ -152,7 +247,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     dmer = load_model(options.dmer) if options.dmer else None
     evaluation, _ = evaluate(
         load_model(options.workdir),
-        read_corpus(options.data),
+        read_corpus(options.data, stream_above_gb=options.stream_above),
         protocol=options.protocol,
         dmer=dmer,
         console=console,
@@ -175,7 +270,7 @@ def _personalize(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     require_free(options.out)
     loaded = load_model(options.checkpoint)
-    result = personalize(loaded, options.audio, options.annotations)
+    result = personalize(loaded, options.audio, options.annotations, options.imagebind_weights)
     save_personalized(options.out, loaded, result, options.audio.name)
     for name, before, after in zip(
         ("arousal", "valence"), result.before, result.after, strict=True
@@ -188,8 +283,9 @@ def _personalize(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from data_prep.figures import write_png
     from dsaml_jax.checkpoints import load_model
-    from dsaml_jax.figures import song_curve, write_png
+    from dsaml_jax.figures import song_curve
     from dsaml_jax.personalize import predict_file, write_curve
     from dsaml_jax.progress import Console
 
@@ -208,7 +304,7 @@ def _predict(options: argparse.Namespace) -> None:
     with console.bar(len(options.songs), "predicting", "song") as bar:
         for song in options.songs:
             try:
-                curve = predict_file(loaded, song)
+                curve = predict_file(loaded, song, options.imagebind_weights)
                 write_curve(options.out / f"{song.stem}.csv", curve)
                 figure = song_curve(curve.clip(-1.0, 1.0), song.name)
                 write_png(figure, options.out / f"{song.stem}.png")
@@ -223,14 +319,21 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    if not options.file.is_file():
+        raise UsageError(f"{options.file}: no such file")
+    if options.kind == "reference":
+        _convert_reference(options)
+    else:
+        _convert_imagebind(options)
+
+
+def _convert_reference(options: argparse.Namespace) -> None:
     from data_prep.features import FeatureConfig
     from dsaml_jax import convert
     from dsaml_jax.checkpoints import RunInfo, require_free, save_model
     from dsaml_jax.config import RunConfig
     from dsaml_jax.progress import Console
 
-    if not options.file.is_file():
-        raise UsageError(f"{options.file}: no such file")
     require_free(options.out)
     state_dict = convert.load_torch_file(options.file)
     model = convert.infer_config(state_dict)
@@ -248,6 +351,18 @@ def _convert(options: argparse.Namespace) -> None:
         "the published model was trained on ImageBind embeddings; with the spectral embedding it is a start "
         "for training (--set training.init_from=...), not a finished model"
     )
+
+
+def _convert_imagebind(options: argparse.Namespace) -> None:
+    from data_prep.imagebind import weights
+    from dsaml_jax.progress import Console
+
+    if options.out.exists():
+        raise UsageError(f"{options.out} exists; choose another --out")
+    weights.save(options.out, weights.read_published(options.file), source=options.file.name)
+    console = Console(options.quiet)
+    console.say(f"converted: {options.out}, the audio tower of ImageBind ({weights.LICENCE})")
+    console.say(f"next: dsaml prepare ... --embedding imagebind --imagebind-weights {options.out}")
 
 
 # ---- What they accept.
@@ -293,19 +408,30 @@ def _parser() -> argparse.ArgumentParser:
 
     prepare = add("prepare", _prepare, "Turn a corpus into TFDS shards of features",
                   "Done once; training never touches a sound file.")  # fmt: skip
-    prepare.add_argument("corpus", choices=("deam", "synthetic"),
-                         help="deam: your copy of DEAM, see the README\nsynthetic: made here, in DEAM's layout")  # fmt: skip
+    prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
+                         help="deam, pmemo: your copy of it, see the README\n"
+                              "folder: your own study: audio/ and annotations.csv with the columns\n"
+                              "  song_id, annotator_id, time [s], arousal, valence (both in [-1, 1])\n"
+                              "synthetic: made here, in DEAM's layout")  # fmt: skip
     prepare.add_argument(
         "--root",
         type=Path,
         required=True,
         help="folder of the corpus (synthetic: where to make it)",
     )
-    prepare.add_argument("--out", type=Path, required=True, help="folder for prepared data")
+    prepare.add_argument("--out", type=Path, help="folder for prepared data")
+    prepare.add_argument(
+        "--check",
+        action="store_true",
+        help="read every file, list what is missing or damaged, and stop there",
+    )
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
-    prepare.add_argument("--embedding", choices=("spectral",), default="spectral",
-                         help="global embedding; spectral: statistics of the mel bands, no weights")  # fmt: skip
+    prepare.add_argument("--embedding", choices=("spectral", "imagebind", "imagebind-published"), default="spectral",
+                         help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
+                              "imagebind: its audio tower, at the rate it was trained on\n"
+                              "imagebind-published: the same, fed 44.1 kHz as published")  # fmt: skip
+    _add_imagebind_weights(prepare)
     prepare.add_argument(
         "--embedding-per",
         choices=("clip", "step"),
@@ -325,11 +451,20 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)"
     )
     prepare.add_argument("--workers", type=int, help="processes (default: all cores)")
+    prepare.add_argument("--beam-runner", metavar="RUNNER",
+                         help="write the shards by Apache Beam (extra [beam]): DirectRunner, FlinkRunner, ...\n"
+                              "--root and --out must be seen by every worker under the same path")  # fmt: skip
+    prepare.add_argument("--beam-options", default="", metavar="FLAGS",
+                         help="flags of the runner, in one string: '--flink_master=host:8081 --parallelism=64'")  # fmt: skip
+
+    describe = add("describe", _describe, "Show the data card of a prepared corpus")
+    describe.add_argument("--data", type=Path, required=True, help="folder of prepared data")
 
     train = add("train", _train, "Train, or go on with, a run",
                 "The same --workdir with the same settings continues after an interruption.")  # fmt: skip
     train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
+    _add_stream_above(train)
     train.add_argument(
         "--task",
         choices=("pdmer", "dmer"),
@@ -349,6 +484,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
                           help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on 30 s of the same song")  # fmt: skip
+    _add_stream_above(evaluate)
     evaluate.add_argument(
         "--dmer", type=Path, help="a DMER run, for the baselines that start from it"
     )
@@ -364,6 +500,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, required=True, help="folder for the personal model"
     )
 
+    _add_imagebind_weights(personalize)
+
     predict = add("predict", _predict, "Predict curves of sound files: SONG.csv and SONG.png")
     predict.add_argument(
         "--checkpoint", type=Path, required=True, help="folder of a run or of a personal model"
@@ -376,14 +514,37 @@ def _parser() -> argparse.ArgumentParser:
         help="any file libsndfile reads, 30 s or more",
     )
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
+    _add_imagebind_weights(predict)
 
-    convert = add("convert", _convert, "Bring weights of the published implementation over")
-    convert.add_argument(
-        "kind", choices=("reference",), help="reference: its state_dict (needs the extra [torch])"
-    )
+    convert = add("convert", _convert, "Bring published weights over (needs the extra [torch])")
+    convert.add_argument("kind", choices=("reference", "imagebind"),
+                         help="reference: the state_dict of the published implementation -> a checkpoint\n"
+                              "imagebind: imagebind_huge.pth -> its audio tower as safetensors")  # fmt: skip
     convert.add_argument("file", type=Path, help="the .pth file")
-    convert.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    convert.add_argument(
+        "--out", type=Path, required=True, help="folder of the checkpoint, or the .safetensors file"
+    )
     return parser
+
+
+def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--imagebind-weights",
+        type=Path,
+        metavar="FILE",
+        default=os.environ.get("DSAML_IMAGEBIND"),
+        help="for ImageBind embeddings: what 'dsaml convert imagebind' wrote (default: $DSAML_IMAGEBIND)",
+    )
+
+
+def _add_stream_above(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--stream-above",
+        type=float,
+        metavar="GB",
+        default=8.0,
+        help="features larger than this stay on disk and are streamed (default: %(default)g)",
+    )
 
 
 if __name__ == "__main__":

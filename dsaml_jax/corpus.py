@@ -2,7 +2,8 @@
 
 `Corpus` (numpy, from `data_prep.shards`) says what there is; :func:`held_out` deals songs and annotators
 to training, validation and test; :class:`DeviceCorpus` is what a jitted step indexes. Features go to the
-device once; a step receives only small integers.
+device once; a step receives only small integers. Where they are too large for that, `dsaml_jax.batches`
+makes a small `DeviceCorpus` for every step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 
 import chex
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -79,6 +81,8 @@ class DeviceCorpus:
 
     Attributes are as there, and:
       target: `[n, 2]`, the curve DMER learns.
+      feature_start: `[N]` first row of each song in `log_mel`: `song_start`, unless only some songs'
+        features are here.
       per_step: whether there is one embedding per step rather than per window; static.
     """
 
@@ -86,6 +90,7 @@ class DeviceCorpus:
     embedding: chex.Array
     target: chex.Array
     ratings: chex.Array
+    feature_start: chex.Array
     song_start: chex.Array
     song_steps: chex.Array
     window_first: chex.Array
@@ -97,12 +102,43 @@ class DeviceCorpus:
     per_step: bool = flax.struct.field(pytree_node=False)
 
 
-def to_device(corpus: Corpus, target: np.ndarray) -> DeviceCorpus:
-    """Copies a corpus to the default device, with `target` `[n, 2]` as the curve of DMER."""
-    names = {field.name for field in dataclasses.fields(DeviceCorpus)} - {"target", "per_step"}
-    arrays = {name: jnp.asarray(getattr(corpus, name)) for name in sorted(names)}
+_SHARED = ("ratings", "song_start", "song_steps", "window_first", "window_count", "window_start",
+           "rating_song", "rating_first")  # fmt: skip
+
+
+def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = None) -> DeviceCorpus:
+    """Copies a corpus to the default device.
+
+    Args:
+      corpus: where from.
+      target: `[n, 2]`, the curve of DMER.
+      songs: indices of the songs whose features are needed, for a corpus whose features are on disk. Of
+        the others nothing must be gathered. None: all.
+    """
+    features: dict[str, np.ndarray | None]
+    if corpus.log_mel is None:
+        wanted = np.arange(len(corpus.song_ids)) if songs is None else np.unique(songs)
+        features = _read_features_of(corpus, wanted)
+    else:
+        features = {
+            "log_mel": corpus.log_mel,
+            "embedding": corpus.embedding,
+            "feature_start": corpus.song_start,
+            "embedding_first": corpus.embedding_first,
+        }
+    arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
     per_step = corpus.features.embedding_per == "step"
-    return DeviceCorpus(target=jnp.asarray(target), per_step=per_step, **arrays)
+    return DeviceCorpus(per_step=per_step, **jax.tree.map(jnp.asarray, arrays))
+
+
+def _read_features_of(corpus: Corpus, songs: np.ndarray) -> dict[str, np.ndarray | None]:
+    log_mel, embedding = zip(*corpus.store.read(songs.tolist()), strict=True)
+    places: dict[str, np.ndarray | None] = {}
+    for name, parts in (("feature_start", log_mel), ("embedding_first", embedding)):
+        first = np.zeros(len(corpus.song_ids), np.int32)
+        first[songs] = np.cumsum([0, *map(len, parts[:-1])])
+        places[name] = first
+    return {"log_mel": np.concatenate(log_mel), "embedding": np.concatenate(embedding)} | places
 
 
 def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
@@ -155,11 +191,10 @@ def gather_windows(
     offset = start + jnp.arange(WINDOW_STEPS)[None]  # [B, T], within the song
     present = offset < corpus.song_steps[song][:, None]
     offset = jnp.where(present, offset, 0)
-    rows = corpus.song_start[song][:, None] + offset
     embedding_rows = corpus.embedding_first[song][:, None]
     embedding_rows = embedding_rows + (offset if corpus.per_step else window[:, None])
     if rating is None:
-        labels = corpus.target[rows]
+        labels = corpus.target[corpus.song_start[song][:, None] + offset]
         labelled = present
     else:
         labels = corpus.ratings[corpus.rating_first[jnp.maximum(rating, 0)][:, None] + offset]
@@ -168,7 +203,7 @@ def gather_windows(
     finite = jnp.isfinite(labels).all(-1)
     labels = jnp.where(finite[..., None], labels, 0.0)
     return SongBatch(
-        log_mel=corpus.log_mel[rows].astype(jnp.float32),
+        log_mel=corpus.log_mel[corpus.feature_start[song][:, None] + offset].astype(jnp.float32),
         embedding=corpus.embedding[embedding_rows],
         arousal=labels[..., 0],
         valence=labels[..., 1],

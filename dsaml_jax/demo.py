@@ -15,9 +15,10 @@ import numpy as np
 
 from data_prep.deam import read_deam
 from data_prep.features import TINY
-from data_prep.shards import Corpus, read_corpus, write_shards
+from data_prep.prepare import prepare
+from data_prep.shards import Corpus, read_corpus
 from data_prep.synthetic import write_corpus
-from data_prep.synthetic.corpus import LICENCE
+from data_prep.synthetic.corpus import PROVENANCE
 from dsaml_jax import figures
 from dsaml_jax.checkpoints import LoadedModel, load_model
 from dsaml_jax.config import preset, with_settings
@@ -110,9 +111,8 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
             progress=progress,
         )
     stage(1)
-    annotated = read_deam(root, name="synthetic", licence=LICENCE)
-    with console.counter("features", "song") as progress:
-        write_shards(annotated, workdir / "data", TINY, progress=progress)
+    annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
+    prepare(annotated, workdir / "data", TINY, counter=console.counter)
     corpus = read_corpus(workdir / "data")
 
     stage(2)

@@ -33,6 +33,7 @@ from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import (
     DeviceCorpus,
+    Part,
     gather_windows,
     held_out,
     identity,
@@ -78,7 +79,7 @@ def _curve(
     return song_curve(
         model,
         variables,
-        device.log_mel[device.song_start[song] + offset].astype(jnp.float32),
+        device.log_mel[device.feature_start[song] + offset].astype(jnp.float32),
         device.embedding[device.embedding_first[song] + (offset if device.per_step else slot)],
         device.window_start[device.window_first[song] + slot],
         steps=steps,
@@ -293,12 +294,17 @@ def evaluate(
     for model in (run, dmer):
         if model is not None:
             _require_fitting_data(model, corpus)
-    device = to_device(corpus, corpus.mean)
+    parts = held_out(corpus)
+    if not len(parts["test"].songs):
+        raise UsageError("the corpus has no test songs; prepare more songs (at least 3)")
+    device = to_device(corpus, corpus.mean, parts["test"].songs)
     if run.info.config.training.task == "dmer":
         if protocol != "clean":
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
-        return _evaluate_dmer(run, corpus, device), None
-    return _evaluate_pdmer(run, corpus, device, protocol, dmer, console or Console(quiet=True))
+        return _evaluate_dmer(run, corpus, parts, device), None
+    return _evaluate_pdmer(
+        run, corpus, parts, device, protocol, dmer, console or Console(quiet=True)
+    )
 
 
 def _require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
@@ -315,8 +321,9 @@ def _require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
         )
 
 
-def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Evaluation:
-    parts = held_out(corpus)
+def _evaluate_dmer(
+    run: LoadedModel, corpus: Corpus, parts: dict[str, Part], device: DeviceCorpus
+) -> Evaluation:
     songs = parts["test"].songs
     if not len(songs):
         raise UsageError("the corpus has no test songs; prepare more songs (at least 3)")
@@ -338,13 +345,13 @@ def _evaluate_dmer(run: LoadedModel, corpus: Corpus, device: DeviceCorpus) -> Ev
 def _evaluate_pdmer(
     run: LoadedModel,
     corpus: Corpus,
+    parts: dict[str, Part],
     device: DeviceCorpus,
     protocol: Protocol,
     dmer: LoadedModel | None,
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config
-    parts = held_out(corpus)
     part = parts["test"]
     require_annotators(part, "test")
     shots = config.meta.support_songs

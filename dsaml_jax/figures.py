@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from data_prep.base import replacing
+from data_prep.figures import COLORS, STYLE, name_corners
 from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
-COLORS = {"arousal": "#c2410c", "valence": "#0f766e"}
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
-_STYLE: Any = {
-    "svg.hashsalt": "dsaml",
-    "svg.fonttype": "path",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-}
 
 
 def song_curve(curve: np.ndarray, title: str) -> Figure:
@@ -34,7 +23,7 @@ def song_curve(curve: np.ndarray, title: str) -> Figure:
       curve: `[n, 2]`.
       title: above the figure.
     """
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2.4, 1.0))
         time = np.arange(len(curve)) / STEPS_PER_SECOND
@@ -49,16 +38,14 @@ def song_curve(curve: np.ndarray, title: str) -> Figure:
         figure.colorbar(points, ax=right, label="time [s]")
         right.set(xlabel="valence", ylabel="arousal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
         right.set_aspect("equal")
-        for x, y, word in ((-1, 1, "tense"), (1, 1, "happy"), (-1, -1, "sad"), (1, -1, "calm")):
-            right.text(0.97 * x, 0.93 * y, word, color="#6b7280", va="center",
-                       ha="left" if x < 0 else "right")  # fmt: skip
+        name_corners(right)
         return figure
 
 
 def listener_curves(shown: ListenerCurves) -> Figure:
     """One column per listener: what they drew, the model before and after adapting."""
     people = len(shown.annotators)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(max(2.3 * people, 4.6), 4.4), layout="constrained")
         axes = figure.subplots(2, people, sharex=True, sharey="row", squeeze=False)
         time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
@@ -89,7 +76,7 @@ def attention_maps(attention: np.ndarray, titles: tuple[str, ...]) -> Figure:
       attention: `[S, L, H, T, T]` of one window.
       titles: S of them.
     """
-    with rc_context(_STYLE | {"axes.grid": False}):
+    with rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(3.6 * len(titles), 3.2), layout="constrained")
         axes = figure.subplots(1, len(titles), squeeze=False)[0]
         for axis, maps, title in zip(axes, attention, titles, strict=True):
@@ -104,7 +91,7 @@ def attention_maps(attention: np.ndarray, titles: tuple[str, ...]) -> Figure:
 
 def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
     """Loss in training and score in validation, from a run's metrics."""
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.8), layout="constrained")
         left, right = figure.subplots(1, 2)
         training = [line for line in lines if line["kind"] == "train"]
@@ -118,15 +105,9 @@ def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
         return figure
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-
-
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element for a page."""
     text = io.StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.audio import load_audio
-from data_prep.base import DataError, read_csv_rows, replacing
-from data_prep.features import FeatureConfig, SongFeatures, log_mel, song_features
+from data_prep.audio import MAX_SECONDS, load_audio
+from data_prep.base import DataError, replacing
+from data_prep.curves import MAX_GAP_SECONDS, on_grid
+from data_prep.features import Embed, FeatureConfig, SongFeatures, analyse, embedder, finish
+from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.base import STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
 from dsaml_jax.checkpoints import LoadedModel, RunInfo, save_model
 from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, predict_song
-
-MAX_GAP_SECONDS = 1.0
-"""Annotated points further apart than this leave the steps between them unlabelled."""
 
 MIN_LABELLED_STEPS = 10
 SUPPORT_WINDOWS = 8
@@ -43,8 +42,13 @@ class Personalized:
     after: np.ndarray
 
 
-def features_of_file(path: Path, config: FeatureConfig) -> SongFeatures:
+def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> SongFeatures:
     """Features of a whole sound file, step 0 at its beginning.
+
+    Args:
+      path: the file.
+      config: how features are made.
+      embed: the network behind the embedding, where there is one.
 
     Raises:
       DataError: unreadable, or shorter than one window.
@@ -55,12 +59,19 @@ def features_of_file(path: Path, config: FeatureConfig) -> SongFeatures:
         raise DataError(
             f"{path}: {len(waveform) / rate:.1f} s of sound; at least {least:g} s are needed"
         )
-    return song_features(log_mel(waveform, rate, config), config)
+    return finish(analyse(waveform, rate, config), embed)
 
 
-def predict_file(loaded: LoadedModel, path: Path) -> np.ndarray:
-    """`[n, 2]` arousal and valence of a sound file, one row per half second."""
-    features = features_of_file(path, loaded.info.features)
+def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -> np.ndarray:
+    """`[n, 2]` arousal and valence of a sound file, one row per half second.
+
+    Args:
+      loaded: the model.
+      path: the sound file.
+      weights: of ImageBind, if the model was trained on its embeddings.
+    """
+    config = loaded.info.features
+    features = features_of_file(path, config, embedder(config, weights))
     return _predict(loaded, loaded.variables, features)
 
 
@@ -81,66 +92,49 @@ def read_annotations(path: Path) -> np.ndarray:
     Raises:
       DataError: missing, empty, ragged, not numbers, outside [-1, 1], or time that does not increase.
     """
-    rows = read_csv_rows(path)
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    (_, first), *lines = list(csv_lines(path)) or [(1, [])]
+    header = [cell.lower() for cell in first]
     if sorted(header) != ["arousal", "time", "valence"]:
         raise DataError(f"{path}: the first line must name the columns time, arousal, valence")
     order = [header.index(name) for name in ("time", "arousal", "valence")]
-    values = np.empty((len(rows) - 1, 3))
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != 3:
-            raise DataError(f"{path}, line {number}: {len(row)} cells where 3 belong")
+    values = np.empty((len(lines), 3))
+    for row, (line, cells) in enumerate(lines):
         try:
-            values[number - 2] = [float(row[i]) for i in order]
+            if len(cells) != 3:
+                raise ValueError(f"{len(cells)} cells where 3 belong")
+            time, arousal, valence = (cells[i] for i in order)
+            values[row] = (
+                number("time", time, 0.0, MAX_SECONDS),
+                number("arousal", arousal, -1.0, 1.0),
+                number("valence", valence, -1.0, 1.0),
+            )
+            if row and values[row, 0] <= values[row - 1, 0]:
+                raise ValueError("time must increase")
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
-        if not np.isfinite(values[number - 2]).all():
-            raise DataError(f"{path}, line {number}: a value is not a finite number")
-        if np.abs(values[number - 2, 1:]).max() > 1.0:
-            raise DataError(f"{path}, line {number}: arousal and valence must be in [-1, 1]")
-    if not len(values):
+            raise DataError(f"{path}, line {line}: {error}") from None
+    if not lines:
         raise DataError(f"{path}: no annotations below the header")
-    backwards = np.flatnonzero(np.diff(values[:, 0]) <= 0)
-    if len(backwards) or values[0, 0] < 0:
-        line = int(backwards[0]) + 3 if len(backwards) else 2
-        raise DataError(f"{path}, line {line}: time must start at 0 or later and increase")
     return values
 
 
-def on_grid(annotations: np.ndarray, steps: int) -> np.ndarray:
-    """Annotations at any rate to the 2 Hz grid.
-
-    Args:
-      annotations: `[n, 3]` time, arousal, valence.
-      steps: of the song.
-
-    Returns:
-      `[steps, 2]`, linear between points, NaN outside them and in gaps of more than a second.
-    """
-    times = np.arange(steps) / STEPS_PER_SECOND
-    at = annotations[:, 0]
-    curves = np.stack([np.interp(times, at, annotations[:, i]) for i in (1, 2)], axis=-1)
-    right = np.clip(np.searchsorted(at, times), 0, len(at) - 1)
-    left = np.clip(np.searchsorted(at, times, side="right") - 1, 0, len(at) - 1)
-    inside = (times >= at[0]) & (times <= at[-1])
-    curves[~inside | (at[right] - at[left] > MAX_GAP_SECONDS)] = np.nan
-    return curves.astype(np.float32)
-
-
-def personalize(loaded: LoadedModel, audio: Path, annotations: Path) -> Personalized:
+def personalize(
+    loaded: LoadedModel, audio: Path, annotations: Path, weights: Path | None = None
+) -> Personalized:
     """Adapts a model to the listener who annotated a song.
 
     Args:
       loaded: the general model; its own inner steps and rate are used.
       audio: the song.
       annotations: CSV, see :func:`read_annotations`.
+      weights: of ImageBind, if the model was trained on its embeddings.
 
     Raises:
       DataError: bad files, or annotations that do not belong to the song.
       UsageError: adapting does not end in finite numbers.
     """
     drawn = read_annotations(annotations)
-    features = features_of_file(audio, loaded.info.features)
+    config = loaded.info.features
+    features = features_of_file(audio, config, embedder(config, weights))
     steps = len(features.log_mel)
     seconds = steps / STEPS_PER_SECOND
     if drawn[-1, 0] > seconds + 1.0:

@@ -65,7 +65,7 @@ class Console:
         )
 
     @contextmanager
-    def counter(self, title: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    def counter(self, title: str, unit: str = "song") -> Iterator[Callable[[int, int], None]]:
         """Gives a callback `(done, total)` that draws a bar, and closes the bar whatever happens."""
         bar = self.bar(0, title, unit)
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from data_prep.shards import Corpus
 from dsaml_jax import checkpoints, meta
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
 from dsaml_jax.base import PyTree
+from dsaml_jax.batches import TaskArrays, WindowArrays, batches, drawing
 from dsaml_jax.checkpoints import CheckpointStore, RunInfo
 from dsaml_jax.config import RunConfig, differences
 from dsaml_jax.corpus import (
@@ -45,12 +45,9 @@ from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
 from dsaml_jax.tasks import (
-    TaskBatch,
     TaskPool,
     evaluation_tasks,
     make_pool,
-    sample_tasks,
-    uniform_stream,
 )
 
 METRICS_FILE = "metrics.jsonl"
@@ -75,13 +72,13 @@ Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_dmer_step(model: DSAML, optimizer: optax.GradientTransformation) -> Step:
-    """`(state, corpus, songs [B], windows [B], key) -> (state, terms)`, jitted; the state is donated."""
+    """`(state, corpus, windows, key) -> (state, terms)`, jitted; the state is donated."""
     dropout = model.config.dropout > 0.0
 
     def step(
-        state: TrainState, corpus: DeviceCorpus, song: jax.Array, window: jax.Array, key: jax.Array
+        state: TrainState, corpus: DeviceCorpus, windows: WindowArrays, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = gather_windows(corpus, song, window)
+        batch = gather_windows(corpus, windows.song, windows.window)
         loss = query_loss(model, state.batch_stats, batch_norm=True)
         (_, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, batch, key if dropout else None
@@ -133,24 +130,6 @@ def _update(
     )
 
 
-@flax.struct.dataclass
-class TaskArrays:
-    """Indices of a :class:`~dsaml_jax.tasks.TaskBatch` on the device, `[tasks, S]` and `[tasks, Q]`."""
-
-    support: chex.Array
-    support_song: chex.Array
-    support_window: chex.Array
-    query: chex.Array
-    query_song: chex.Array
-    query_window: chex.Array
-
-
-def task_arrays(tasks: TaskBatch) -> TaskArrays:
-    """What a jitted step needs of a batch of tasks."""
-    names = [field.name for field in dataclasses.fields(TaskArrays)]
-    return TaskArrays(**{name: getattr(tasks, name) for name in names})
-
-
 def train(
     config: RunConfig, corpus: Corpus, workdir: Path, console: Console | None = None
 ) -> dict[str, float]:
@@ -182,7 +161,7 @@ def train(
     parts = held_out(corpus)
     _require_songs(parts)
     windows = regular_windows(corpus)
-    device = to_device(corpus, consensus_target(corpus, parts["train"]))
+    target = consensus_target(corpus, parts["train"])
     model = DSAML(config.model)
     optimizer = optax.adam(config.training.learning_rate)
     meta_task = config.training.task == "pdmer"
@@ -190,6 +169,8 @@ def train(
     step_fn = (
         make_pdmer_step(model, config, optimizer) if meta_task else make_dmer_step(model, optimizer)
     )
+    in_memory = corpus.log_mel is not None
+    device = to_device(corpus, target, None if in_memory else parts["validation"].songs)
     validate = _make_validation(model, config, corpus, device, parts, windows)
 
     # ---- Fresh, or from the last checkpoint. Nothing has been written so far.
@@ -207,26 +188,15 @@ def train(
 
     # ---- The loop.
     total = config.training.steps
+    draw = drawing(pool, parts["train"], windows, config)
+    coming = batches(corpus, target, device, draw, start + 1, total + 1)
     pending: list[dict[str, jax.Array]] = []
     root_key = jax.random.key(seed)
     bar = console.bar(total, config.training.task, "step", done=start)
     try:
         for step in range(start + 1, total + 1):
             key = jax.random.fold_in(root_key, step)
-            if pool is not None:
-                tasks = sample_tasks(
-                    pool,
-                    seed=seed,
-                    step=step,
-                    tasks=config.meta.tasks,
-                    support_songs=config.meta.support_songs,
-                    query_songs=config.meta.query_songs,
-                    kind=config.meta.task_kind,
-                )
-                state, terms = step_fn(state, device, task_arrays(tasks), key)
-            else:
-                drawn = _draw_songs(parts["train"].songs, windows, config, step)
-                state, terms = step_fn(state, device, *drawn, key)
+            state, terms = step_fn(state, *next(coming), key)
             pending.append(terms)
             bar.update()
             last = step == total
@@ -371,22 +341,6 @@ def _restore(
         batch_stats=variables["batch_stats"],
         optimizer=restored["optimizer"],
     )
-
-
-def _draw_songs(
-    songs: np.ndarray, windows: np.ndarray, config: RunConfig, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Songs and windows of one DMER step: epochs of shuffled songs, a pure function of the step."""
-    batch = config.training.batch_songs
-    places = np.arange((step - 1) * batch, step * batch)
-    drawn = np.empty(batch, np.int32)
-    for epoch in np.unique(places // len(songs)):
-        keys = uniform_stream(config.training.seed, 1, int(epoch))
-        order = songs[np.argsort(keys.random(len(songs)), kind="stable")]
-        here = places // len(songs) == epoch
-        drawn[here] = order[places[here] % len(songs)]
-    share = uniform_stream(config.training.seed, 2, step).random(batch)
-    return drawn, (share * windows[drawn]).astype(np.int32)
 
 
 def _make_validation(

@@ -50,12 +50,12 @@ def small_data(tmp_path_factory):
     """The embedded corpus at its smallest useful size: (root of the corpus, prepared data)."""
     from data_prep.deam import read_deam
     from data_prep.features import TINY
-    from data_prep.shards import write_shards
+    from data_prep.prepare import prepare
     from data_prep.synthetic import write_corpus
 
     folder = tmp_path_factory.mktemp("small")
     root = write_corpus(folder / "corpus", songs=30, annotators=15)
-    write_shards(read_deam(root, name="synthetic"), folder / "data", TINY)
+    prepare(read_deam(root, name="synthetic"), folder / "data", TINY)
     return root, folder / "data"
 
 

@@ -1,4 +1,4 @@
-"""Small corpora on disk in DEAM's layout, with its quirks."""
+"""Small corpora on disk in DEAM's layout with its quirks, and tables that are nearly right."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from hypothesis import strategies as st
 
 AVERAGED = (
     "DEAM_Annotations/annotations/annotations averaged per song/dynamic (per second annotations)"
@@ -58,3 +59,37 @@ def make_deam(
             sound = 0.1 * random.randn(int(seconds * 8000))
             soundfile.write(root / AUDIO / f"{song}.wav", sound, 8000)
     return root
+
+
+def write_static(root: Path, songs: dict[str, tuple[float, float]]) -> None:
+    """Writes song-level (arousal, valence) in [1, 9] as published: CRLF, spaces, swapped to 1000."""
+    folder = root / Path(AVERAGED).parent / "song_level"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {
+        "1_2000": "song_id, valence_mean, valence_std, arousal_mean, arousal_std",
+        "2000_2058": "song_id, valence_mean, valence_std, valence_ max_mean, arousal_mean",
+    }
+    lines = {part: [names[part]] for part in names}
+    for song, (arousal, valence) in songs.items():
+        if int(song) > 2000:
+            lines["2000_2058"].append(f"{song},{valence},0.5,9.0,{arousal}")
+        else:
+            first, second = (arousal, valence) if int(song) <= 1000 else (valence, arousal)
+            lines["1_2000"].append(f"{song},{first},0.5,{second},0.5")
+    for part, rows in lines.items():
+        path = folder / f"static_annotations_averaged_songs_{part}.csv"
+        path.write_bytes("".join(f"{row}\r\n" for row in rows).encode())
+
+
+def almost_csv(header: list[str], good: list[str]) -> st.SearchStrategy[bytes]:
+    """Bytes: anything, or a table of `good` cells with a row or a header that may be wrong."""
+    bad = st.sampled_from([*header, "", "nan", "inf", "1e999", "-2", "0_1", '"', "x\n", "é", ".."])
+    good_rows = st.lists(
+        st.lists(st.sampled_from(good), min_size=len(header), max_size=len(header)), max_size=4
+    )
+    bad_rows = st.lists(st.lists(st.sampled_from(good) | bad, max_size=len(header) + 1), max_size=1)
+    headers = st.permutations(header) | st.just(header) | st.lists(bad, max_size=len(header))
+    table = st.tuples(headers, good_rows, bad_rows).map(
+        lambda parts: "\n".join(",".join(row) for row in [parts[0], *parts[1], *parts[2]]).encode()
+    )
+    return table | st.binary(max_size=200)

@@ -11,8 +11,9 @@ from data_prep.base import DataError
 from data_prep.features import (
     TINY,
     FeatureConfig,
+    analyse,
+    finish,
     log_mel,
-    song_features,
     spectral_embedding,
     window_starts,
 )
@@ -60,13 +61,34 @@ def test_incomplete_tail_is_dropped():
 @pytest.mark.parametrize("config", [TINY, FeatureConfig(embedding_per="step", mel_bands=16)])
 def test_feature_shapes(config):
     waveform = np.random.RandomState(0).randn(44_100 * 34).astype(np.float32)
-    patches = log_mel(waveform, 44_100, config)
-    made = song_features(patches, config)
-    assert patches.shape == (68, config.frames, config.mel_bands)
+    made = finish(analyse(waveform, 44_100, config), None)
+    assert made.log_mel.shape == (68, config.frames, config.mel_bands)
     rows = 68 if config.embedding_per == "step" else 2
     assert made.embedding.shape == (rows, config.embedding_width)
     np.testing.assert_array_equal(made.window_start, [0, 8])
     assert np.isfinite(made.embedding).all()
+
+
+@pytest.mark.parametrize("per", ["clip", "step"])
+def test_features_of_a_stretch_of_a_file(per):
+    """Patches are those of the stretch; an embedding per step looks 15 s beyond its ends."""
+    config = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8, embedding_per=per)
+    waveform = np.random.RandomState(0).randn(8000 * 80).astype(np.float32)
+    whole = log_mel(waveform, 8000, config)
+    made = finish(analyse(waveform, 8000, config, start=20.0, steps=61), None)
+    np.testing.assert_array_equal(made.log_mel, whole[40:101])
+    np.testing.assert_array_equal(made.window_start, [0, 1])
+    stretch = whole[45:105] if per == "step" else whole[41:101]
+    row = 35 if per == "step" else 1
+    np.testing.assert_array_equal(made.embedding[row], spectral_embedding(stretch))
+    if per == "step":
+        early = analyse(waveform, 8000, config, start=2.0, steps=61)
+        np.testing.assert_array_equal(early.embedding[0], spectral_embedding(whole[:34]))
+
+
+def test_sound_that_ends_before_the_annotations():
+    with pytest.raises(DataError, match="ends before"):
+        analyse(np.ones(8000 * 15, np.float32), 8000, TINY, start=15.0, steps=60)
 
 
 def test_windows_cover_every_step():

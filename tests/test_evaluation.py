@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data_prep.base import Provenance
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.shards import Corpus
 from dsaml_jax import evaluation
@@ -26,8 +27,7 @@ def corpus():
         name="x",
         features=FeatureConfig(),
         fingerprint="0",
-        licence="",
-        notes=(),
+        provenance=Provenance("", "", "", ""),
         song_ids=tuple("abcd"),
         split=np.full(SONGS, "test"),
         song_start=first,
@@ -44,6 +44,7 @@ def corpus():
         rating_annotator=np.zeros(SONGS, np.int32),
         rating_first=first,
         ratings=np.stack([values, -values], axis=-1).astype(np.float32),
+        store=None,
     )
 
 

@@ -14,7 +14,10 @@ import pytest
 
 from data_prep.shards import read_corpus
 from dsaml_jax import UsageError, checkpoints, training
+from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
+from dsaml_jax.corpus import consensus_target, held_out, regular_windows, to_device
+from dsaml_jax.evaluation import evaluate
 from dsaml_jax.training import METRICS_FILE, read_metrics, train
 from tests.conftest import SMALL_MODEL
 
@@ -93,6 +96,48 @@ def test_variants_run(corpus, tmp_path, change):
     assert all(np.isfinite(line["score"]) for line in lines)
 
 
+@pytest.fixture(scope="module")
+def streamed(small_data):
+    corpus = read_corpus(small_data[1], stream_above_gb=0.0)
+    assert corpus.log_mel is None and corpus.embedding is None
+    return corpus
+
+
+@pytest.mark.parametrize("task", ["dmer", "pdmer"])
+def test_streamed_equals_in_memory(corpus, streamed, tmp_path, task):
+    config = settings(f"training.task={task}", "training.steps=6")
+    train(config, corpus, tmp_path / "memory")
+    train(config, streamed, tmp_path / "streamed")
+    for ours, theirs in zip(
+        *(read_metrics(tmp_path / name) for name in ("streamed", "memory")), strict=True
+    ):
+        assert ours.keys() == theirs.keys()
+        assert ours["kind"] == theirs["kind"]
+        numbers = {name: value for name, value in theirs.items() if name != "kind"}
+        assert {name: ours[name] for name in numbers} == pytest.approx(numbers, abs=1e-5)
+
+
+def test_a_streamed_run_goes_on_where_it_stopped(streamed, tmp_path):
+    """Order and content of the steps depend on the step alone, whoever asks and when."""
+    parts, windows = held_out(streamed), regular_windows(streamed)
+    target = consensus_target(streamed, parts["train"])
+    draw = drawing(None, parts["train"], windows, settings("training.task=dmer"))
+    device = to_device(streamed, target, parts["validation"].songs)
+    whole = list(batches(streamed, target, device, draw, 1, 8))
+    rest = list(batches(streamed, target, device, draw, 5, 8))
+    assert len(whole) == 7 and len(rest) == 3
+    for a, b in zip(jax.tree.leaves(whole[4:]), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_streamed_evaluation_equals_in_memory(corpus, streamed, small_run):
+    loaded = checkpoints.load_model(small_run)
+    for ours, theirs in zip(
+        evaluate(loaded, streamed)[0].rows, evaluate(loaded, corpus)[0].rows, strict=True
+    ):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
 def test_one_trace_in_a_run(corpus, tmp_path, monkeypatch):
     counts = []
     original = training.gather_windows
@@ -162,9 +207,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(corpus, tmp_
     def broken(model, optimizer):
         step = original(model, optimizer)
 
-        def poisoned(state, device, song, window, key):
+        def poisoned(state, device, windows, key):
             poisoned.calls += 1
-            state, terms = step(state, device, song, window, key)
+            state, terms = step(state, device, windows, key)
             if poisoned.calls == 7:
                 terms = terms | {"total_loss": terms["total_loss"] * np.float32(np.nan)}
             return state, terms

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.base import DataError
+from data_prep.base import DataError, Provenance
 from data_prep.deam import ANNOTATION_START
 from data_prep.parallel import parallel_map
 from data_prep.synthetic import listeners as people
@@ -21,7 +21,12 @@ from data_prep.synthetic import music
 
 FORMAT = 1
 MARKER = "synthetic.json"
-LICENCE = "synthetic, made by dsaml_jax: no rights reserved (CC0)"
+PROVENANCE = Provenance(
+    citation="composed music and simulated listeners, made by dsaml_jax",
+    licence="no rights reserved (CC0)",
+    url="",
+    scale="curves drawn in [-1, 1]",
+)
 RATERS_PER_SONG = 10
 _TIMES = np.arange(ANNOTATION_START, music.SECONDS, 0.5)
 

@@ -1,0 +1,195 @@
+"""The data card of a prepared corpus: Markdown and figures, made from the facts that are stored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.base import SPLITS, Song, replacing
+
+CARD_FOLDER = "card"
+CARD_FILE = "README.md"
+
+_EMBEDDINGS = {
+    "spectral": "spectral: eight statistics of every mel band; no weights",
+    "imagebind": "ImageBind's audio tower, at the 16 kHz it was trained on (weights CC-BY-NC 4.0)",
+    "imagebind-published": "ImageBind's audio tower fed 44.1 kHz, as the published implementation does "
+    "(weights CC-BY-NC 4.0)",
+}
+
+
+def write_card(
+    folder: Path, facts: dict[str, Any], annotated: Sequence[Song], prepared: Sequence[Song]
+) -> None:
+    """Writes the card into the dataset's folder.
+
+    Args:
+      folder: of the dataset.
+      facts: as in `dataset.json`.
+      annotated: all songs of the corpus: what is said of the annotations.
+      prepared: those with features, and their splits.
+    """
+    from data_prep import figures  # matplotlib takes a while; only the writer of a card needs it
+
+    place = folder / CARD_FOLDER
+    place.mkdir(exist_ok=True)
+    figures.write_png(figures.label_histograms(annotated), place / "labels.png")
+    figures.write_png(figures.song_plane(prepared), place / "plane.png")
+    if any(song.ratings for song in annotated):
+        figures.write_png(figures.rater_figure(annotated), place / "raters.png")
+    with replacing(place / CARD_FILE) as temporary:
+        temporary.write_text(card_text(facts), encoding="utf-8")
+
+
+def read_card(folder: Path) -> str:
+    """The card's Markdown."""
+    return (folder / CARD_FOLDER / CARD_FILE).read_text(encoding="utf-8")
+
+
+def card_text(facts: dict[str, Any]) -> str:
+    """Markdown of the card.
+
+    Args:
+      facts: as in `dataset.json`.
+    """
+    annotated, source = facts["statistics"], facts["provenance"]
+    parts = [
+        f"# {facts['name']}",
+        _table(
+            ("", ""),
+            [
+                ("source", source["citation"]),
+                ("licence", source["licence"]),
+                ("from", source["url"] or "made here"),
+                ("scale", source["scale"]),
+                ("fingerprint", facts["fingerprint"]),
+            ],
+        ),
+        "## Annotations, as read",
+        _annotations(annotated),
+        "![How often each value was given](labels.png)",
+    ]
+    if annotated["ratings"]:
+        parts += [_raters(annotated), "![Ratings per annotator and agreement](raters.png)"]
+    parts += ["### Left out", _dropped(facts["dropped"])]
+    parts += [
+        "## Prepared",
+        _prepared(facts),
+        "![Songs on the valence-arousal plane](plane.png)",
+        "### Features",
+        _features(facts["features"]),
+        "### Songs without features",
+        _list(facts["left_out"], "None."),
+        "## Notes",
+        _list(facts["notes"], "None."),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _annotations(statistics: dict[str, Any]) -> str:
+    steps = statistics["steps_per_song"]
+    lines = [
+        ("songs", f"{statistics['songs']:,}"),
+        ("hours annotated", f"{statistics['hours']:.2f}"),
+        ("points per song (2 a second)", _spread(steps)),
+        ("annotators", f"{statistics['annotators']:,}"),
+        ("ratings by single annotators", f"{statistics['ratings']:,}"),
+    ]
+    both = [(name, statistics[name]) for name in ("arousal", "valence")]
+    rows = [
+        ("points", *(f"{x['points']:,}" for _, x in both)),
+        ("mean over songs", *(_show(x["mean"]) for _, x in both)),
+        ("sd between songs", *(_show(x["sd_between_songs"]) for _, x in both)),
+        ("sd within a song", *(_show(x["sd_within_songs"]) for _, x in both)),
+        ("mean curves that are flat (sd under 0.01 over 30 s)", *(f"{x['flat_curves']:,}" for _, x in both)),
+    ]  # fmt: skip
+    if any(x["correlation_with_static"] is not None for _, x in both):
+        rows.append(
+            (
+                "correlation of song levels with the song-level labels",
+                *(_show(x["correlation_with_static"]) for _, x in both),
+            )  # fmt: skip
+        )
+    return _table(("", ""), lines) + "\n\n" + _table(("mean curves", "arousal", "valence"), rows)
+
+
+def _raters(statistics: dict[str, Any]) -> str:
+    both = [statistics[name] for name in ("arousal", "valence")]
+    lines = [
+        ("ratings per song", _spread(statistics["ratings_per_song"])),
+        ("songs per annotator", _spread(statistics["songs_per_annotator"])),
+        ("annotators with more than 15 songs", f"{statistics['annotators_over_15_songs']:,}"),
+    ]
+    rows = [
+        ("sd between raters", *(_show(x["sd_between_raters"]) for x in both)),
+        ("Cronbach's alpha, mean ± sd over songs", *(_of_songs(x["cronbach_alpha"]) for x in both)),
+        ("mean pairwise correlation", *(_of_songs(x["pairwise_correlation"]) for x in both)),
+    ]
+    return (
+        "### Raters\n\n"
+        + _table(("", ""), lines)
+        + "\n\n"
+        + _table(("single raters", "arousal", "valence"), rows)
+    )
+
+
+def _dropped(dropped: dict[str, int]) -> str:
+    return _list([f"{count:,} {reason}" for reason, count in dropped.items() if count], "Nothing.")
+
+
+def _prepared(facts: dict[str, Any]) -> str:
+    hours = facts["hours_prepared"]
+    rows: list[tuple[str, str, str]] = [(split, f"{facts['songs'][split]:,}", f"{hours[split]:.2f}") for split in SPLITS]
+    rows.append(("all", f"{sum(facts['songs'].values()):,}", f"{sum(hours.values()):.2f}"))
+    return _table(("split", "songs", "hours"), rows)
+
+
+def _features(features: dict[str, Any]) -> str:
+    per = {"clip": "each window of 30 s", "step": "the 30 s around each step"}
+    rows = [
+        ("log-mel patches", f"{features['mel_bands']} bands, {features['frame_ms']} ms frames every "
+                            f"{features['hop_ms']} ms, {features['sample_rate']} Hz, stored as {features['dtype']}"),
+        ("global embedding", _EMBEDDINGS[features["embedding"]]),
+        ("one for", per[features["embedding_per"]]),
+    ]  # fmt: skip
+    if features["weights"]:
+        rows.append(("weights (digest)", features["weights"]))
+    return _table(("", ""), rows)
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _spread(counts: dict[str, Any]) -> str:
+    if counts["mean"] is None:
+        return "-"
+    return f"{counts['mean']:.1f} ({counts['min']:,} to {counts['max']:,})"
+
+
+def _of_songs(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "-"
+    return f"{value['mean']:.3f} ± {value['sd']:.3f} ({value['songs']:,} songs)"
+
+
+def _list(lines: Sequence[str], otherwise: str) -> str:
+    return "\n".join(f"- {_plain(line)}" for line in lines) or otherwise
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal too."""
+    cells = [[_plain(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """One line that cannot start a tag: names come from other people's files."""
+    return " ".join(text.split()).replace("<", "&lt;")

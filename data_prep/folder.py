@@ -1,0 +1,172 @@
+"""A lab's own corpus: one folder with a table of annotations and the sound files.
+
+    annotations.csv             song_id, annotator_id, time, arousal, valence
+    audio/{song_id}.{mp3,wav,flac,...}
+
+One row per point that an annotator drew: time in seconds into the sound file, arousal and valence in
+[-1, 1]. Rows and columns may be in any order and at any rate; other columns are ignored. Points up to a
+second apart are joined by lines, wider gaps stay unlabelled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.audio import AUDIO_SUFFIXES, MAX_SECONDS, sound_files
+from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Rating, Song
+from data_prep.curves import FLAT_REASON, is_flat, mean_curve, on_grid
+from data_prep.reading import csv_records, id_order, number, safe_id
+
+TABLE = "annotations.csv"
+AUDIO = "audio"
+COLUMNS = ("song_id", "annotator_id", "time", "arousal", "valence")
+RESERVED_NAMES = ("deam", "pmemo", "synthetic")
+MAX_NAME_LENGTH = 40
+TIME_DIGITS = 6
+"""Times are rounded to microseconds: 15.499999999 is a half second that arithmetic has blurred."""
+
+_VALID_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_UNLABELLED_RATING = "ratings reach no half second (points over a second apart); left out"
+_UNLABELLED_SONG = "songs have no rating that reaches a half second; left out"
+
+Traces = dict[str, np.ndarray]
+"""Annotator to `[n, 3]`: time in seconds (increasing), arousal, valence."""
+
+
+def read_folder(root: Path, name: str | None = None) -> AnnotatedCorpus:
+    """Reads a folder of one's own.
+
+    A song's own curve is the mean over all who annotated it, as in DEAM: also over those whose trace
+    is flat, which is left out of the ratings only.
+
+    Args:
+      root: the folder.
+      name: of the corpus, `[a-z][a-z0-9_]*`; by default made from the folder's name.
+
+    Raises:
+      DataError: something is missing or malformed: where, on which line, and what.
+    """
+    name = corpus_name(root) if name is None else _checked_name(name)
+    if not (root / TABLE).is_file() or not (root / AUDIO).is_dir():
+        raise DataError(
+            f"{root}: needs a file {TABLE} with the columns {', '.join(COLUMNS)} and a folder {AUDIO} "
+            f"with song_id{{{','.join(AUDIO_SUFFIXES)}}}"
+        )
+    audio = sound_files(root / AUDIO)
+    dropped: Counter[str] = Counter()
+    songs = []
+    for song_id, traces in sorted(
+        read_annotations(root / TABLE).items(), key=lambda item: id_order(item[0])
+    ):
+        song = _song(song_id, audio.get(song_id), traces, dropped)
+        if np.isfinite(song.arousal).any():
+            songs.append(song)
+        else:
+            dropped[_UNLABELLED_SONG] += 1
+    if not songs:
+        raise DataError(f"{root / TABLE}: no song has an annotation that reaches a half second")
+    provenance = Provenance(
+        citation=f"the user's own corpus '{root.name or name}'",
+        licence="the user's own; on what terms is for its owner to say",
+        url="",
+        scale="annotated in [-1, 1], unchanged",
+    )
+    return AnnotatedCorpus(name, tuple(songs), provenance, dict(dropped))
+
+
+def corpus_name(root: Path) -> str:
+    """A valid corpus name from a folder's: `Köln 2024` gives `koln_2024`, `2024` `corpus_2024`."""
+    folder = os.path.basename(os.path.abspath(root))
+    plain = unicodedata.normalize("NFKD", folder).encode("ascii", "ignore").decode().lower()
+    name = re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
+    if not _VALID_NAME.fullmatch(name) or name in RESERVED_NAMES:
+        name = f"corpus_{name}"
+    return name[:MAX_NAME_LENGTH].rstrip("_")
+
+
+def _checked_name(name: str) -> str:
+    if not _VALID_NAME.fullmatch(name) or name in RESERVED_NAMES or len(name) > MAX_NAME_LENGTH:
+        raise DataError(
+            f"{name!r} cannot be a corpus's name: up to {MAX_NAME_LENGTH} of a-z, 0-9 and _, a letter "
+            f"first, and none of {', '.join(RESERVED_NAMES)}"
+        )
+    return name
+
+
+def read_annotations(path: Path) -> dict[str, Traces]:
+    """`annotations.csv`: song to annotator to trace.
+
+    Raises:
+      DataError: the file is missing or malformed, or an annotator has two values at one time.
+    """
+    points: dict[str, dict[str, list[tuple[float, float, float, int]]]] = {}
+    for line, (song, annotator, time, arousal, valence) in csv_records(path, COLUMNS, _parse):
+        of_song = points.setdefault(song, {})
+        of_song.setdefault(annotator, []).append((time, arousal, valence, line))
+    if not points:
+        raise DataError(f"{path}: no annotations")
+    return {
+        song: {
+            annotator: _trace(path, song, annotator, np.array(rows))
+            for annotator, rows in of_song.items()
+        }
+        for song, of_song in points.items()
+    }
+
+
+def _parse(
+    song: str, annotator: str, time: str, arousal: str, valence: str
+) -> tuple[str, str, float, float, float]:
+    return (
+        safe_id("song_id", song),
+        safe_id("annotator_id", annotator),
+        round(number("time", time, 0, MAX_SECONDS), TIME_DIGITS),
+        number("arousal", arousal, -1, 1),
+        number("valence", valence, -1, 1),
+    )
+
+
+def _trace(path: Path, song: str, annotator: str, rows: np.ndarray) -> np.ndarray:
+    """Rows `[n, 4]` of time, arousal, valence, line by time, without the line."""
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    (repeated,) = np.nonzero(np.diff(rows[:, 0]) == 0)
+    if len(repeated):
+        first, second = rows[repeated[0]], rows[repeated[0] + 1]
+        raise DataError(
+            f"{path}, line {second[3]:.0f}: {annotator} has {second[0]:g} s of song {song} already "
+            f"on line {first[3]:.0f}"
+        )
+    return rows[:, :3]
+
+
+def _song(song_id: str, audio: Path | None, traces: Traces, dropped: Counter[str]) -> Song:
+    earliest = min(trace[0, 0] for trace in traces.values())
+    latest = max(trace[-1, 0] for trace in traces.values())
+    start = math.floor(earliest * STEPS_PER_SECOND) / STEPS_PER_SECOND
+    steps = math.floor((latest - start) * STEPS_PER_SECOND) + 1
+    curves = {who: on_grid(trace, steps, start) for who, trace in sorted(traces.items())}
+    ratings = []
+    for annotator, curve in curves.items():
+        arousal, valence = curve.T
+        if not np.isfinite(arousal).any():
+            dropped[_UNLABELLED_RATING] += 1
+        elif is_flat(arousal) or is_flat(valence):
+            dropped[FLAT_REASON] += 1
+        else:
+            ratings.append(Rating(annotator, arousal, valence))
+    everyone = np.stack(list(curves.values()))
+    return Song(
+        song_id=song_id,
+        audio=audio,
+        start=start,
+        arousal=mean_curve(everyone[..., 0]),
+        valence=mean_curve(everyone[..., 1]),
+        ratings=tuple(ratings),
+    )

@@ -1,0 +1,152 @@
+"""What the readers of corpora share: finding files in unpacked downloads, and rows of CSV files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from data_prep.base import DataError
+
+SEARCH_DEPTH = 4
+"""Folders between the root and what is looked for: archives like to be unpacked inside a folder."""
+
+MAX_ID_LENGTH = 100
+
+Parsed = TypeVar("Parsed")
+
+
+def find(
+    root: Path,
+    wanted: str,
+    layout: re.Pattern[str],
+    is_wanted: Callable[[Path], bool] = Path.is_dir,
+) -> Path | None:
+    """Looks for a part of a corpus around the folder that the user named.
+
+    Below `root` first. Where `root` is itself a part of the corpus, its parents as far as the corpus
+    goes, and the other parts in them; unrelated folders beside it are never searched.
+
+    Args:
+      root: where the corpus is said to be.
+      wanted: relative path of the part.
+      layout: matches the names of the corpus's folders.
+      is_wanted: tells the part from something else of its name.
+    """
+    return next(filter(is_wanted, _places(root, wanted, layout)), None)
+
+
+def _places(root: Path, wanted: str, layout: re.Pattern[str]) -> Iterator[Path]:
+    def below(folder: Path) -> Iterator[Path]:
+        for depth in range(SEARCH_DEPTH + 1):
+            yield from sorted(folder.glob("*/" * depth + wanted))
+
+    yield from below(root)
+    inside = Path(os.path.abspath(root))
+    while layout.fullmatch(inside.name):
+        inside = inside.parent
+        yield inside / wanted
+        for sibling in sorted(inside.glob("*")):
+            if layout.fullmatch(sibling.name) and sibling.is_dir():
+                yield from below(sibling)
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file that hold something, each with the number of its line.
+
+    Spaces around cells and a byte order mark are taken off.
+
+    Raises:
+      DataError: no such file, or not text.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            for row in reader:
+                cells = [cell.strip() for cell in row]
+                if any(cells):
+                    yield reader.line_num, cells
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from None
+
+
+def csv_records(
+    path: Path, columns: Sequence[str], parse: Callable[..., Parsed]
+) -> Iterator[tuple[int, Parsed]]:
+    """Rows of a CSV file whose columns have names.
+
+    Args:
+      path: of a file whose first row is the header; its columns may be in any order.
+      columns: those wanted; others are ignored.
+      parse: called with a row's cells of `columns`. Says what is wrong with them by a ValueError.
+
+    Yields:
+      The line, and what `parse` made of it.
+
+    Raises:
+      DataError: no such file, not text, no such column, or a row that is too short or that `parse`
+        refuses.
+    """
+    lines = csv_lines(path)
+    _, header = next(lines, (1, []))
+    for column in columns:
+        if header.count(column) != 1:
+            count = "no" if column not in header else "more than one"
+            raise DataError(f"{path}: {count} column {column!r}; needed: {', '.join(columns)}")
+    indices = [header.index(column) for column in columns]
+    least = max(indices) + 1
+    for line, cells in lines:
+        try:
+            if len(cells) < least:
+                raise ValueError(f"{len(cells)} cells, {least} are needed")
+            parsed = parse(*[cells[index] for index in indices])
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: {error}") from None
+        yield line, parsed
+
+
+def number(name: str, text: str, low: float, high: float) -> float:
+    """A finite number from `low` to `high`.
+
+    Raises:
+      ValueError: it is none; the message says what `name` it has.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high or "_" in text:  # NaN compares false; float() takes 1_0 for 10
+        raise ValueError(f"{name} {text[:40]!r} is not a number from {low:g} to {high:g}")
+    return value
+
+
+def safe_id(name: str, text: str) -> str:
+    """An id that can be a file's name and part of a message.
+
+    Raises:
+      ValueError: it is empty, long, has slashes or control characters, or is `.` or `..`.
+    """
+    if (
+        not 0 < len(text) <= MAX_ID_LENGTH
+        or text in (".", "..")
+        or "/" in text
+        or "\\" in text
+        or not text.isprintable()
+    ):
+        raise ValueError(
+            f"{name} {text[:40]!r} is not a plain name of up to {MAX_ID_LENGTH} characters, no slashes"
+        )
+    return text
+
+
+def id_order(song_id: str) -> tuple[bool, int, str]:
+    """Sorting key: numbers as numbers, before other names."""
+    return (False, int(song_id), song_id) if song_id.isdecimal() else (True, 0, song_id)

@@ -1,0 +1,136 @@
+"""What a corpus's annotations are like: how many, how spread, how far listeners agree."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep.base import STEPS_PER_SECOND, Song
+from data_prep.curves import FLAT_STEPS
+
+DIMENSIONS = ("arousal", "valence")
+FLAT_CURVE_SD = 0.01
+"""A mean curve with a smaller standard deviation over its first 30 s says nothing of movement."""
+
+
+def cronbach_alpha(traces: np.ndarray) -> float:
+    """Internal consistency of raters: `k / (k - 1) (1 - sum of their variances / variance of the sum)`.
+
+    Raters are the items, time steps the cases (Cronbach 1951).
+
+    Args:
+      traces: `[k, n]` of one song, NaN where missing; steps that anybody lacks are left out.
+
+    Returns:
+      at most 1; NaN for fewer than two raters or steps, or where nothing moves.
+    """
+    whole = traces[:, np.isfinite(traces).all(axis=0)]
+    raters, steps = whole.shape
+    if raters < 2 or steps < 2:
+        return math.nan
+    of_sum = whole.sum(axis=0).var(ddof=1)
+    if of_sum < 1e-12:
+        return math.nan
+    return float(raters / (raters - 1) * (1.0 - whole.var(axis=1, ddof=1).sum() / of_sum))
+
+
+def pairwise_correlation(traces: np.ndarray) -> float:
+    """Mean of Pearson's r over pairs of raters of one song, over the steps that all have.
+
+    Args:
+      traces: `[k, n]`, NaN where missing.
+
+    Returns:
+      in [-1, 1]; NaN where fewer than two raters move.
+    """
+    whole = traces[:, np.isfinite(traces).all(axis=0)].astype(np.float64)
+    if whole.shape[1] < 2:
+        return math.nan
+    moving = whole[whole.std(axis=1) > 1e-9]
+    if len(moving) < 2:
+        return math.nan
+    return float(np.corrcoef(moving)[np.triu_indices(len(moving), 1)].mean())
+
+
+def rater_spread(traces: np.ndarray) -> float:
+    """Standard deviation between raters of one song, mean over the steps that two or more rated."""
+    count = np.isfinite(traces).sum(axis=0)
+    rated = traces[:, count >= 2]
+    return float(np.nanstd(rated, axis=0, ddof=1).mean()) if rated.size else math.nan
+
+
+def describe_songs(songs: Sequence[Song]) -> dict[str, Any]:
+    """Statistics of annotated songs, as numbers that JSON can hold (None where there is nothing).
+
+    Args:
+      songs: of one corpus, any number of them.
+
+    Returns:
+      counts, and under `arousal` and `valence` what is said of each.
+    """
+    of_annotator = Counter(rating.annotator_id for song in songs for rating in song.ratings)
+    per_song = [len(song.ratings) for song in songs]
+    lengths = [len(song.arousal) for song in songs]
+    return {
+        "songs": len(songs),
+        "hours": sum(lengths) / STEPS_PER_SECOND / 3600,
+        "steps_per_song": _range(lengths),
+        "annotators": len(of_annotator),
+        "annotators_over_15_songs": sum(count > 15 for count in of_annotator.values()),
+        "ratings": sum(per_song),
+        "ratings_per_song": _range(per_song),
+        "songs_per_annotator": _range(list(of_annotator.values())),
+    } | {name: _describe_dimension(songs, name) for name in DIMENSIONS}
+
+
+def _describe_dimension(songs: Sequence[Song], name: str) -> dict[str, Any]:
+    curves = [getattr(song, name)[np.isfinite(getattr(song, name))] for song in songs]
+    curves = [curve for curve in curves if len(curve)]
+    levels = np.array([curve.mean() for curve in curves])
+    rated = [
+        np.stack([getattr(rating, name) for rating in song.ratings])
+        for song in songs
+        if len(song.ratings) >= 2
+    ]
+    static = [
+        (curve.mean(), song.static[DIMENSIONS.index(name)])
+        for song in songs
+        if song.static is not None
+        for curve in [getattr(song, name)[np.isfinite(getattr(song, name))]]
+        if len(curve)
+    ]
+    flat = [curve[:FLAT_STEPS].std() < FLAT_CURVE_SD for curve in curves]
+    return {
+        "points": sum(map(len, curves)),
+        "mean": _number(levels.mean()) if len(levels) else None,
+        "sd_between_songs": _number(levels.std()) if len(levels) else None,
+        "sd_within_songs": _mean([float(curve.std()) for curve in curves])["mean"],
+        "flat_curves": int(sum(flat)),
+        "sd_between_raters": _mean([rater_spread(traces) for traces in rated])["mean"],
+        "cronbach_alpha": _mean([cronbach_alpha(traces) for traces in rated]),
+        "pairwise_correlation": _mean([pairwise_correlation(traces) for traces in rated]),
+        "correlation_with_static": _number(np.corrcoef(np.array(static).T)[0, 1])
+        if len(static) > 2
+        else None,
+    }
+
+
+def _range(counts: Sequence[int]) -> dict[str, float | int | None]:
+    if not counts:
+        return {"mean": None, "min": None, "max": None}
+    return {"mean": sum(counts) / len(counts), "min": min(counts), "max": max(counts)}
+
+
+def _mean(values: Sequence[float]) -> dict[str, float | int | None]:
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not len(finite):
+        return {"mean": None, "sd": None, "songs": 0}
+    return {"mean": _number(finite.mean()), "sd": _number(finite.std()), "songs": len(finite)}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,133 @@
+"""Are the files there, and can they be read? Asked before an hour of work, not after."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.audio import RATES, load_audio
+from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song
+from data_prep.parallel import Progress, parallel_map
+
+_TAIL_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """Which songs of a corpus can be used.
+
+    Attributes:
+      songs: those whose sound was found and opened, in the corpus's order.
+      digests: song id -> sha256 of the sound file, 16 hexadecimal digits.
+      missing: ids of annotated songs without a sound file.
+      damaged: one line for each sound file that cannot be used: which, and why.
+    """
+
+    songs: tuple[Song, ...]
+    digests: dict[str, str]
+    missing: tuple[str, ...]
+    damaged: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """What is wrong, for people."""
+        lines = list(self.damaged)
+        if self.missing:
+            some = ", ".join(self.missing[:8]) + (", ..." if len(self.missing) > 8 else "")
+            total = len(self.missing) + len(self.damaged) + len(self.songs)
+            lines.append(
+                f"{len(self.missing)} of {total} annotated songs have no sound file: {some}"
+            )
+        return lines
+
+
+def evenly(songs: Sequence[Song], limit: int | None) -> tuple[Song, ...]:
+    """So many of the songs that have sound, evenly spread; all of them where `limit` is None."""
+    if limit is None:
+        return tuple(songs)
+    usable = [song for song in songs if song.audio is not None]
+    if limit >= len(usable):
+        return tuple(usable)
+    picked = np.linspace(0, len(usable) - 1, limit).round().astype(int)
+    return tuple(usable[i] for i in picked)
+
+
+def check(
+    corpus: AnnotatedCorpus,
+    *,
+    limit: int | None = None,
+    thorough: bool = False,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Checked:
+    """Opens every sound file of a corpus.
+
+    Args:
+      corpus: as read.
+      limit: look at so many songs only, evenly spread over those that have sound.
+      thorough: decode every file to its end; otherwise its header and the last annotated moment.
+      workers: processes; None takes all cores.
+      progress: called with files done and files in all.
+    """
+    chosen = evenly(corpus.songs, limit)
+    with_sound = [song for song in chosen if song.audio is not None]
+    answers = parallel_map(_check_sound, [(song, thorough) for song in with_sound], workers)
+    songs, digests, damaged = [], {}, []
+    for done, (song, (digest, problem)) in enumerate(
+        zip(with_sound, answers, strict=True), start=1
+    ):
+        if problem:
+            damaged.append(problem)
+        else:
+            songs.append(song)
+            digests[song.song_id] = digest
+        if progress:
+            progress(done, len(with_sound))
+    missing = tuple(song.song_id for song in chosen if song.audio is None)
+    return Checked(tuple(songs), digests, missing, tuple(damaged))
+
+
+def _check_sound(work: tuple[Song, bool]) -> tuple[str, str]:
+    """Digest of a sound file and an empty text, or an empty digest and what is wrong with it."""
+    song, thorough = work
+    assert song.audio is not None
+    try:
+        with song.audio.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        _open_sound(song, song.audio)
+        if thorough:
+            load_audio(song.audio)
+    except DataError as error:
+        return "", str(error)
+    except OSError as error:
+        return "", f"{song.audio}: {error.strerror or error}"
+    return digest, ""
+
+
+def _open_sound(song: Song, path: Path) -> None:
+    """Reads the header and the last moment that is needed.
+
+    Raises:
+      DataError: what is wrong with the file.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as sound:
+            rate = sound.samplerate
+            if not RATES[0] <= rate <= RATES[1]:
+                raise DataError(f"{path}: {rate} Hz; rates from {RATES[0]} to {RATES[1]} Hz work")
+            claimed = sound.frames / rate
+            if claimed < song.start + 1 / STEPS_PER_SECOND:
+                raise DataError(
+                    f"{path}: {claimed:.1f} s of sound, but annotations begin at {song.start:g} s"
+                )
+            needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
+            sound.seek(int((needed - _TAIL_SECONDS) * rate))
+            if not len(sound.read(int(_TAIL_SECONDS / 2 * rate))):
+                raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise DataError(f"{path}: not a sound file this can decode ({error})") from None

@@ -1,0 +1,199 @@
+"""What each step learns from: drawn by a pure function of the step, from memory or from disk.
+
+Features in memory go to the device once, and a step receives small integers. Features that are too large for
+that stay in the shards: grain reads the coming steps' windows in threads, in order, into small corpora of
+their own. A run that goes on at step k asks for step k, so no shuffle buffer has to be saved, and a streamed
+run sees the same numbers as one in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import chex
+import flax.struct
+import numpy as np
+
+from data_prep.shards import Corpus
+from dsaml_jax.base import WINDOW_STEPS
+from dsaml_jax.config import RunConfig
+from dsaml_jax.corpus import DeviceCorpus, Part
+from dsaml_jax.tasks import TaskBatch, TaskPool, sample_tasks, uniform_stream
+
+AHEAD = 2
+"""Steps whose features wait in host memory."""
+
+
+@flax.struct.dataclass
+class WindowArrays:
+    """Windows of one DMER step: `[B]` indices of songs, and which window of each."""
+
+    song: chex.Array
+    window: chex.Array
+
+
+@flax.struct.dataclass
+class TaskArrays:
+    """Indices of a :class:`~dsaml_jax.tasks.TaskBatch` on the device, `[tasks, S]` and `[tasks, Q]`."""
+
+    support: chex.Array
+    support_song: chex.Array
+    support_window: chex.Array
+    query: chex.Array
+    query_song: chex.Array
+    query_window: chex.Array
+
+
+Drawn = WindowArrays | TaskArrays
+Draw = Callable[[int], Drawn]
+
+
+def task_arrays(tasks: TaskBatch) -> TaskArrays:
+    """What a jitted step needs of a batch of tasks."""
+    names = [field.name for field in dataclasses.fields(TaskArrays)]
+    return TaskArrays(**{name: getattr(tasks, name) for name in names})
+
+
+def drawing(pool: TaskPool | None, part: Part, windows: np.ndarray, config: RunConfig) -> Draw:
+    """What a step learns from, as a pure function of the step: tasks of annotators, or songs."""
+
+    def tasks(step: int) -> TaskArrays:
+        assert pool is not None
+        return task_arrays(
+            sample_tasks(
+                pool,
+                seed=config.training.seed,
+                step=step,
+                tasks=config.meta.tasks,
+                support_songs=config.meta.support_songs,
+                query_songs=config.meta.query_songs,
+                kind=config.meta.task_kind,
+            )
+        )
+
+    return tasks if pool is not None else partial(_draw_songs, part.songs, windows, config)
+
+
+def _draw_songs(
+    songs: np.ndarray, windows: np.ndarray, config: RunConfig, step: int
+) -> WindowArrays:
+    """Epochs of shuffled songs, and a window of each."""
+    batch = config.training.batch_songs
+    places = np.arange((step - 1) * batch, step * batch)
+    drawn = np.empty(batch, np.int32)
+    for epoch in np.unique(places // len(songs)):
+        keys = uniform_stream(config.training.seed, 1, int(epoch))
+        order = songs[np.argsort(keys.random(len(songs)), kind="stable")]
+        here = places // len(songs) == epoch
+        drawn[here] = order[places[here] % len(songs)]
+    share = uniform_stream(config.training.seed, 2, step).random(batch)
+    return WindowArrays(drawn, (share * windows[drawn]).astype(np.int32))
+
+
+def batches(
+    corpus: Corpus, target: np.ndarray, device: DeviceCorpus, draw: Draw, start: int, stop: int
+) -> Iterator[tuple[DeviceCorpus, Drawn]]:
+    """What the steps from `start` on receive, one item a step.
+
+    Args:
+      corpus: where from.
+      target: `[n, 2]`, the curve of DMER.
+      device: the whole corpus on the device; used where its features are in memory.
+      draw: see :func:`drawing`.
+      start: first step.
+      stop: one past the last.
+    """
+    if corpus.log_mel is not None:
+        return ((device, draw(step)) for step in range(start, stop))
+    import grain
+
+    options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
+    steps = grain.MapDataset.range(start, stop)
+    excerpts = steps.map(lambda step: _excerpt_of(corpus, target, draw(step)))
+    return iter(excerpts.to_iter_dataset(options))
+
+
+def _excerpt_of(corpus: Corpus, target: np.ndarray, drawn: Drawn) -> tuple[DeviceCorpus, Drawn]:
+    """Only the windows of one step, and where in them its support and query are."""
+    if isinstance(drawn, WindowArrays):
+        here = excerpt(corpus, target, drawn.song, drawn.window)
+        return here, WindowArrays(here.rating_song, np.zeros_like(drawn.window))
+
+    def flat(name: str) -> np.ndarray:
+        both = (getattr(drawn, f"support{name}"), getattr(drawn, f"query{name}"))
+        return np.concatenate([indices.reshape(-1) for indices in both])
+
+    here = excerpt(corpus, target, flat("_song"), flat("_window"), flat(""))
+    index = np.split(np.arange(len(here.song_steps), dtype=np.int32), [drawn.support.size])
+    places = {}
+    for name, entries in zip(("support", "query"), index, strict=True):
+        old = getattr(drawn, name)
+        entries = entries.reshape(old.shape)
+        places[name] = np.where(old >= 0, entries, -1)
+        places[f"{name}_song"] = entries
+        places[f"{name}_window"] = np.zeros_like(entries)
+    return here, TaskArrays(**places)
+
+
+def excerpt(
+    corpus: Corpus,
+    target: np.ndarray,
+    song: np.ndarray,
+    window: np.ndarray,
+    rating: np.ndarray | None = None,
+) -> DeviceCorpus:
+    """The windows of one step as a corpus of its own: entry `i` is song `i`, its only window and rating.
+
+    Args:
+      corpus: where from; features are read from its shards.
+      target: `[n, 2]`, the curve of DMER.
+      song: `[k]`.
+      window: `[k]`, which window of the song.
+      rating: `[k]`, whose curve is the label; below 0 marks padding. None: `target` is.
+
+    Returns:
+      `k` songs of :data:`~dsaml_jax.base.WINDOW_STEPS` rows each, in numpy arrays of one shape for every step.
+    """
+    count = len(song)
+    config = corpus.features
+    per_step = config.embedding_per == "step"
+    rows_each = WINDOW_STEPS if per_step else 1
+    log_mel = np.zeros((count, WINDOW_STEPS, config.frames, config.mel_bands), config.dtype)
+    embedding = np.zeros((count, rows_each, config.embedding_width), np.float32)
+    targets = np.full((count, WINDOW_STEPS, 2), np.nan, np.float32)
+    ratings = np.full((count, WINDOW_STEPS, 2), np.nan, np.float32)
+    steps = np.zeros(count, np.int32)
+    used = np.unique(song)
+    features = dict(zip(used.tolist(), corpus.store.read(used.tolist()), strict=True))
+    for i in range(count):
+        patches, embeddings = features[int(song[i])]
+        first = int(corpus.window_start[corpus.window_first[song[i]] + window[i]])
+        last = min(first + WINDOW_STEPS, len(patches))
+        steps[i] = last - first
+        log_mel[i, : steps[i]] = patches[first:last]
+        rows = embeddings[first:last] if per_step else embeddings[window[i]][None]
+        embedding[i, : len(rows)] = rows
+        start = corpus.song_start[song[i]]
+        targets[i, : steps[i]] = target[start + first : start + last]
+        if rating is not None and rating[i] >= 0:
+            start = corpus.rating_first[rating[i]]
+            ratings[i, : steps[i]] = corpus.ratings[start + first : start + last]
+    index = np.arange(count, dtype=np.int32)
+    return DeviceCorpus(
+        log_mel=log_mel.reshape(-1, config.frames, config.mel_bands),
+        embedding=embedding.reshape(-1, config.embedding_width),
+        target=targets.reshape(-1, 2),
+        ratings=ratings.reshape(-1, 2),
+        feature_start=index * WINDOW_STEPS,
+        song_start=index * WINDOW_STEPS,
+        song_steps=steps,
+        window_first=index,
+        window_count=np.ones(count, np.int32),
+        window_start=np.zeros(count, np.int32),
+        embedding_first=index * rows_each,
+        rating_song=index,
+        rating_first=index * WINDOW_STEPS,
+        per_step=per_step,
+    )
