@@ -140,7 +140,9 @@ def _dropped(dropped: dict[str, int]) -> str:
 
 def _prepared(facts: dict[str, Any]) -> str:
     hours = facts["hours_prepared"]
-    rows: list[tuple[str, str, str]] = [(split, f"{facts['songs'][split]:,}", f"{hours[split]:.2f}") for split in SPLITS]
+    rows: list[tuple[str, str, str]] = [
+        (split, f"{facts['songs'][split]:,}", f"{hours[split]:.2f}") for split in SPLITS
+    ]
     rows.append(("all", f"{sum(facts['songs'].values()):,}", f"{sum(hours.values()):.2f}"))
     return _table(("split", "songs", "hours"), rows)
 

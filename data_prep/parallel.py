@@ -16,7 +16,7 @@ Out = TypeVar("Out")
 Progress = Callable[[int, int], None]
 """Called with items done and items in all."""
 
-AHEAD = 4
+AHEAD = 2
 """Results each process may be ahead of who reads them: memory stays flat in the number of items."""
 
 

@@ -188,7 +188,7 @@ def _feature_config(options: argparse.Namespace) -> FeatureConfig:
                 f"--embedding {options.embedding} needs --imagebind-weights FILE (or $DSAML_IMAGEBIND), "
                 "which 'dsaml convert imagebind' writes"
             )
-        from data_prep.imagebind import digest
+        from data_prep.imagebind.weights import digest
 
         weights = digest(options.imagebind_weights)
     return dataclasses.replace(
