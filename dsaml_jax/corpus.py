@@ -128,7 +128,7 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
         }
     arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
     per_step = corpus.features.embedding_per == "step"
-    return DeviceCorpus(per_step=per_step, **jax.tree.map(jnp.asarray, arrays))
+    return DeviceCorpus(per_step=per_step, **jax.device_put(arrays))
 
 
 def _read_features_of(corpus: Corpus, songs: np.ndarray) -> dict[str, np.ndarray | None]:

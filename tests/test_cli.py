@@ -24,6 +24,7 @@ from dsaml_jax.cli import main
 from dsaml_jax.evaluation import COLUMNS
 from tests.conftest import SHARED, SMALL_MODEL
 from tests.deam_files import AUDIO, AVERAGED
+from tests.test_imagebind import published_weights
 from tests.recipe import weights
 
 COMMAND = [sys.executable, "-m", "dsaml_jax.cli"]
@@ -348,3 +349,16 @@ def test_help_teaches(capsys):
             main([command, "--help"])
         assert stopped.value.code == 0
         assert "--quiet" in capsys.readouterr().out
+
+
+def test_convert_imagebind(tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="needs the extra [torch]")
+    tensors = {name: torch.from_numpy(x) for name, x in published_weights().items()}
+    torch.save(
+        tensors | {"modality_trunks.text.x": torch.zeros(3)}, tmp_path / "imagebind_huge.pth"
+    )
+    out = tmp_path / "audio.safetensors"
+    arguments = ["convert", "imagebind", str(tmp_path / "imagebind_huge.pth"), "--out", str(out)]
+    assert main(arguments) == 0
+    assert "CC-BY-NC" in capsys.readouterr().out and out.stat().st_size > 340e6
+    assert main(arguments) == 2 and "exists" in capsys.readouterr().err

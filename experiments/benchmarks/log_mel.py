@@ -57,7 +57,7 @@ class BatchedTorch:
             sr=CONFIG.sample_rate, n_fft=CONFIG.fft, n_mels=CONFIG.mel_bands, fmin=0.0,
             fmax=CONFIG.sample_rate / 2, htk=True, norm=None,
         )  # fmt: skip
-        self.mel = torch.from_numpy(mel.T.astype(np.float32).copy())
+        self.mel = torch.from_numpy(mel.astype(np.float32))
 
     @torch.inference_mode()
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -68,8 +68,8 @@ class BatchedTorch:
             patches, CONFIG.fft, CONFIG.hop, window=self.window, center=True, pad_mode="reflect",
             return_complex=True,
         )  # fmt: skip
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        return torch.log(power.transpose(1, 2) @ self.mel + 1e-6).numpy()
+        power = spectrum.real.square() + spectrum.imag.square()
+        return torch.log(self.mel @ power + 1e-6).transpose(1, 2).numpy()
 
 
 def main() -> None:
