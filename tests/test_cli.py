@@ -24,8 +24,8 @@ from dsaml_jax.cli import main
 from dsaml_jax.evaluation import COLUMNS
 from tests.conftest import SHARED, SMALL_MODEL
 from tests.deam_files import AUDIO, AVERAGED
-from tests.test_imagebind import published_weights
 from tests.recipe import weights
+from tests.test_imagebind import published_weights
 
 COMMAND = [sys.executable, "-m", "dsaml_jax.cli"]
 
