@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -106,38 +107,43 @@ def deal_splits(songs: Sequence[Song]) -> tuple[Song, ...]:
     """Gives every song a split.
 
     Where the corpus names test songs, a tenth of the others is for validation. Where it names none
-    (or a subset has none of them), a fixed random fifth is for the test and a tenth for validation.
+    (or a subset has none of them), a fixed fifth is for the test and a tenth for validation.
     """
     official = {song.song_id for song in songs if song.split == "test"}
     others = [song.song_id for song in songs if song.song_id not in official]
-    if official:
-        dealt = split_by_rank(others, seed=0, shares=(0.1, 0.0))
-        # With no share for the test set the one id it is always given goes back to training.
-        dealt = {song: "train" if split == "test" else split for song, split in dealt.items()}
-    else:
-        dealt = split_by_rank(others, seed=0, shares=(0.1, 0.2))
+    dealt = deal(others, validation=0.1, test=0.0 if official else 0.2)
     return tuple(dataclasses.replace(song, split=dealt.get(song.song_id, "test")) for song in songs)
 
 
-def split_by_rank(ids: list[str], seed: int, shares: tuple[float, float]) -> dict[str, Split]:
-    """Deals ids into test, validation and train, the same way on every machine.
+def shuffled(ids: Iterable[str]) -> list[str]:
+    """Ids in an order that looks random and is always the same, whichever others there are."""
+    return sorted(ids, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+
+def deal(ids: Iterable[str], *, validation: float, test: float) -> dict[str, Split]:
+    """Deals ids into validation, test and train, the same way on every machine.
+
+    An id more or less moves a few of the others to another part, not all of them.
 
     Args:
       ids: distinct names, in any order.
-      seed: of the shuffle.
-      shares: of validation and of test; each gets at least one id where there are three or more.
+      validation: share; where it is not 0 it is one id at least, if there are enough for all parts.
+      test: share; likewise.
 
     Returns:
       id to split.
     """
-    ordered = sorted(ids)
-    keys = np.random.RandomState(seed).random_sample(len(ordered))
-    shuffled = [ordered[i] for i in np.argsort(keys, kind="stable")]
-    least = 1 if len(ordered) >= 3 else 0
-    validation, test = (max(least, round(share * len(ordered))) for share in shares)
-    counts: dict[Split, int] = {"validation": validation, "test": test, "train": len(ordered)}
-    parts = [part for part, count in counts.items() for _ in range(count)]
-    return dict(zip(shuffled, parts, strict=False))
+    ordered = shuffled(ids)
+    parts = sum(share > 0 for share in (validation, test)) + 1
+    least = 1 if len(ordered) >= parts else 0
+    splits: dict[str, Split] = dict.fromkeys(ordered, "train")
+    first = 0
+    wanted: dict[Split, float] = {"validation": validation, "test": test}
+    for split, share in wanted.items():
+        count = max(least, round(share * len(ordered))) if share else 0
+        splits |= dict.fromkeys(ordered[first : first + count], split)
+        first += count
+    return splits
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from data_prep.base import STEPS_PER_SECOND
 MAX_GAP_SECONDS = 1.0
 """Annotated points further apart than this leave the steps between them unlabelled."""
 
+_ROUNDING = 1e-6
+"""Seconds; 2.2 - 1.2 is a little more than 1."""
+
 FLAT_LEVEL = 0.01
 FLAT_STEPS = 60
 FLAT_REASON = (
@@ -33,7 +36,7 @@ def on_grid(annotations: np.ndarray, steps: int, start: float = 0.0) -> np.ndarr
     right = np.clip(np.searchsorted(at, times), 0, len(at) - 1)
     left = np.clip(np.searchsorted(at, times, side="right") - 1, 0, len(at) - 1)
     inside = (times >= at[0]) & (times <= at[-1])
-    curves[~inside | (at[right] - at[left] > MAX_GAP_SECONDS)] = np.nan
+    curves[~inside | (at[right] - at[left] > MAX_GAP_SECONDS + _ROUNDING)] = np.nan
     return curves.astype(np.float32)
 
 
@@ -51,7 +54,7 @@ def is_flat(curve: np.ndarray) -> bool:
 
 
 def mean_curve(curves: np.ndarray) -> np.ndarray:
-    """Mean of `[k, n]` over those of the k that are labelled at each step; NaN where none is."""
+    """Mean of `[k, ...]` over those of the k that are labelled at each place; NaN where none is."""
     labelled = np.isfinite(curves)
     count = labelled.sum(axis=0)
     total = np.where(labelled, curves, 0).sum(axis=0)

@@ -34,7 +34,7 @@ def prepare(
       corpus: as one of the readers gives it.
       out: folder of prepared data.
       config: how features are made.
-      limit: only so many songs, evenly spread over those that have sound.
+      limit: only so many songs, of those that have sound.
       weights: of ImageBind, for the embeddings that need them.
       workers: processes; None takes all cores.
       engine: another way to run the work, such as :func:`data_prep.beam.beam_engine`.

@@ -7,10 +7,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from data_prep.audio import RATES, load_audio
-from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song
+from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song, shuffled
 from data_prep.parallel import Progress, parallel_map
 
 _TAIL_SECONDS = 0.2
@@ -44,15 +42,16 @@ class Checked:
         return lines
 
 
-def evenly(songs: Sequence[Song], limit: int | None) -> tuple[Song, ...]:
-    """So many of the songs that have sound, evenly spread; all of them where `limit` is None."""
+def subset(songs: Sequence[Song], limit: int | None) -> tuple[Song, ...]:
+    """So many of the songs that have sound; all songs where `limit` is None.
+
+    A larger limit gives the same ones and more, so that a preparation can grow.
+    """
     if limit is None:
         return tuple(songs)
     usable = [song for song in songs if song.audio is not None]
-    if limit >= len(usable):
-        return tuple(usable)
-    picked = np.linspace(0, len(usable) - 1, limit).round().astype(int)
-    return tuple(usable[i] for i in picked)
+    chosen = set(shuffled(song.song_id for song in usable)[:limit])
+    return tuple(song for song in usable if song.song_id in chosen)
 
 
 def check(
@@ -67,12 +66,12 @@ def check(
 
     Args:
       corpus: as read.
-      limit: look at so many songs only, evenly spread over those that have sound.
+      limit: look at so many songs only, of those that have sound.
       thorough: decode every file to its end; otherwise its header and the last annotated moment.
       workers: processes; None takes all cores.
       progress: called with files done and files in all.
     """
-    chosen = evenly(corpus.songs, limit)
+    chosen = subset(corpus.songs, limit)
     with_sound = [song for song in chosen if song.audio is not None]
     answers = parallel_map(_check_sound, [(song, thorough) for song in with_sound], workers)
     songs, digests, damaged = [], {}, []

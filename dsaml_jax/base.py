@@ -24,6 +24,9 @@ STEPS_PER_SECOND = 2
 WINDOW_STEPS = 60
 """Steps in one training window: 30 s."""
 
+MIN_LABELLED_STEPS = 10
+"""Labelled steps without which a window teaches nothing: 5 s."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -19,8 +19,8 @@ import numpy as np
 from data_prep.shards import Corpus
 from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.config import RunConfig
-from dsaml_jax.corpus import DeviceCorpus, Part
-from dsaml_jax.tasks import TaskBatch, TaskPool, sample_tasks, uniform_stream
+from dsaml_jax.corpus import DeviceCorpus, Part, labelled_windows
+from dsaml_jax.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
 
 AHEAD = 2
 """Steps whose features wait in host memory."""
@@ -56,11 +56,25 @@ def task_arrays(tasks: TaskBatch) -> TaskArrays:
     return TaskArrays(**{name: getattr(tasks, name) for name in names})
 
 
-def drawing(pool: TaskPool | None, part: Part, windows: np.ndarray, config: RunConfig) -> Draw:
-    """What a step learns from, as a pure function of the step: tasks of annotators, or songs."""
+def drawing(
+    config: RunConfig, pool: TaskPool | None, corpus: Corpus, part: Part, target: np.ndarray
+) -> Draw:
+    """What a step learns from, as a pure function of the step: tasks of annotators, or songs.
 
-    def tasks(step: int) -> TaskArrays:
-        assert pool is not None
+    Args:
+      config: of the run.
+      pool: of annotators; None for DMER.
+      corpus: whose songs.
+      part: of the corpus.
+      target: `[n, 2]`, the curve of DMER.
+    """
+    if pool is None:
+        drawable = labelled_windows(corpus, part.songs, corpus.song_start[part.songs], target)
+        windows, counts = in_front(drawable)
+        some = counts > 0
+        return partial(_draw_songs, part.songs[some], windows[some], counts[some], config)
+
+    def draw_tasks(step: int) -> TaskArrays:
         return task_arrays(
             sample_tasks(
                 pool,
@@ -73,23 +87,24 @@ def drawing(pool: TaskPool | None, part: Part, windows: np.ndarray, config: RunC
             )
         )
 
-    return tasks if pool is not None else partial(_draw_songs, part.songs, windows, config)
+    return draw_tasks
 
 
 def _draw_songs(
-    songs: np.ndarray, windows: np.ndarray, config: RunConfig, step: int
+    songs: np.ndarray, windows: np.ndarray, counts: np.ndarray, config: RunConfig, step: int
 ) -> WindowArrays:
-    """Epochs of shuffled songs, and a window of each."""
+    """Epochs of shuffled songs, and one of each one's windows `[songs, W]`, of which it has `counts`."""
     batch = config.training.batch_songs
     places = np.arange((step - 1) * batch, step * batch)
     drawn = np.empty(batch, np.int32)
     for epoch in np.unique(places // len(songs)):
         keys = uniform_stream(config.training.seed, 1, int(epoch))
-        order = songs[np.argsort(keys.random(len(songs)), kind="stable")]
+        order = np.argsort(keys.random(len(songs)), kind="stable")
         here = places // len(songs) == epoch
         drawn[here] = order[places[here] % len(songs)]
     share = uniform_stream(config.training.seed, 2, step).random(batch)
-    return WindowArrays(drawn, (share * windows[drawn]).astype(np.int32))
+    place = (share * counts[drawn]).astype(np.int32)
+    return WindowArrays(songs[drawn].astype(np.int32), windows[drawn, place])
 
 
 def batches(

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.base import SPLITS, split_by_rank
+from data_prep.base import SPLITS, deal
+from data_prep.curves import mean_curve
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus
-from dsaml_jax.base import WINDOW_STEPS, SongBatch
+from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
 from dsaml_jax.errors import UsageError
 
 ANNOTATOR_SHARES = (0.15, 0.2)
@@ -29,6 +30,28 @@ ANNOTATOR_SHARES = (0.15, 0.2)
 def identity(corpus: Corpus) -> str:
     """`name/features/fingerprint`: what a run was trained on."""
     return f"{corpus.name}/{corpus.features.name}/{corpus.fingerprint}"
+
+
+def require_same_corpus(trained_on: str, corpus: Corpus, whose: str) -> None:
+    """Refuses a model that was trained on another state of the same corpus.
+
+    Who is held out depends on the songs and annotators there are: what is held out here may have been
+    seen in that training.
+
+    Args:
+      trained_on: :func:`identity` of what the model was trained on.
+      corpus: what it is to be used on.
+      whose: the model, for the message.
+
+    Raises:
+      UsageError: same name, other songs, labels or features.
+    """
+    name, *_ = trained_on.split("/")
+    if name == corpus.name and trained_on != identity(corpus):
+        raise UsageError(
+            f"{whose} was trained on another {name} ({trained_on}) than this ({identity(corpus)}); "
+            "what is held out here may have been seen in training"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +82,8 @@ def held_out(corpus: Corpus) -> dict[str, Part]:
     Returns:
       `train`, `validation`, `test`.
     """
-    people = split_by_rank(list(corpus.annotator_ids), seed=0, shares=ANNOTATOR_SHARES)
+    validation, test = ANNOTATOR_SHARES
+    people = deal(corpus.annotator_ids, validation=validation, test=test)
     person_split = np.array([people[name] for name in corpus.annotator_ids], dtype="<U10")
     parts: dict[str, Part] = {}
     for number, split in enumerate(SPLITS):
@@ -151,24 +175,43 @@ def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
     for song in np.unique(corpus.rating_song):
         mine = part.consensus[corpus.rating_song[part.consensus] == song]
         start, steps = corpus.song_start[song], corpus.song_steps[song]
-        curves = np.full(
-            (len(mine) + 1, steps, 2), np.nan, np.float32
-        )  # one all-NaN row: never empty
-        for row, first in enumerate(corpus.rating_first[mine]):
-            curves[row] = corpus.ratings[first : first + steps]
-        count = np.isfinite(curves).sum(axis=0)
-        mean = np.nansum(curves, axis=0) / np.maximum(count, 1)
-        target[start : start + steps] = np.where(count > 0, mean, np.nan)
+        curves = corpus.ratings[corpus.rating_first[mine][:, None] + np.arange(steps)]
+        target[start : start + steps] = mean_curve(curves)
     return target
 
 
-def regular_windows(corpus: Corpus) -> np.ndarray:
-    """`[N]` how many of a song's windows training draws from: those on the 15 s grid.
+def labelled_windows(
+    corpus: Corpus, song: np.ndarray, first: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Which windows training and adaptation may draw of each of K curves.
 
-    The last window of a song is flush with its end; where that is off the grid it overlaps its neighbour
-    almost wholly, and only prediction needs it.
+    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` labelled steps (or all,
+    in a shorter song). The last window of a song is flush with its end; where that is off the grid it
+    overlaps its neighbour almost wholly, and only prediction needs it.
+
+    Args:
+      corpus: whose songs.
+      song: `[K]`.
+      first: `[K]` first row of each curve in `values`.
+      values: `[*, 2]` arousal and valence, NaN where unlabelled.
+
+    Returns:
+      `[K, W]` bool, W the most windows that any song has.
     """
-    return np.maximum((corpus.song_steps - WINDOW_STEPS) // WINDOW_HOP + 1, 1).astype(np.int32)
+    until = np.concatenate([[0], np.cumsum(np.isfinite(values).all(axis=-1))])
+    window = np.arange(corpus.window_count.max())[None]
+    steps = corpus.song_steps[song][:, None]
+    begin = np.minimum(window * WINDOW_HOP, steps)
+    end = np.minimum(begin + WINDOW_STEPS, steps)
+    rows = first[:, None]
+    labelled = until[rows + end] - until[rows + begin]
+    regular = window < np.maximum((steps - WINDOW_STEPS) // WINDOW_HOP + 1, 1)
+    return regular & (labelled >= np.minimum(MIN_LABELLED_STEPS, end - begin)) & (labelled > 0)
+
+
+def drawable_of_ratings(corpus: Corpus) -> np.ndarray:
+    """`[R, W]`, for every rating; see :func:`labelled_windows`."""
+    return labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings)
 
 
 def gather_windows(

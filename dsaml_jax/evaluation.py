@@ -34,11 +34,11 @@ from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
+    drawable_of_ratings,
     gather_windows,
     held_out,
-    identity,
-    regular_windows,
     require_annotators,
+    require_same_corpus,
     to_device,
 )
 from dsaml_jax.errors import UsageError
@@ -313,12 +313,7 @@ def _require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
         raise UsageError(
             f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
         )
-    name, *_ = model.info.data.split("/")
-    if name == corpus.name and model.info.data != identity(corpus):
-        raise UsageError(
-            f"the model was trained on another {name} ({model.info.data}) than this "
-            f"({identity(corpus)}); what is held out here may have been seen in training"
-        )
+    require_same_corpus(model.info.data, corpus, "the model")
 
 
 def _evaluate_dmer(
@@ -359,7 +354,7 @@ def _evaluate_pdmer(
         part.ratings if protocol == "clean" else part.all_ratings,
         corpus.rating_annotator,
         corpus.rating_song,
-        regular_windows(corpus),
+        drawable_of_ratings(corpus),
         min_songs=shots + 1 if protocol == "clean" else 1,
     )
     if protocol == "clean":
@@ -490,6 +485,9 @@ def _tabulate(
     summary: dict[str, dict[str, dict[str, float]]] = {}
     flat = kept.reshape(-1)
     for method, curves in predicted.items():
+        assert np.isfinite(curves[kept][np.isfinite(truth[kept])]).all(), (
+            method
+        )  # a score of NaN is 0
         scores = {k: np.asarray(v).reshape(-1, 2) for k, v in _scores(curves, truth).items()}
         columns = {
             f"{dimension}_{name}": scores[name][:, i]

@@ -16,12 +16,11 @@ from data_prep.features import Embed, FeatureConfig, SongFeatures, analyse, embe
 from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
+from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
 from dsaml_jax.checkpoints import LoadedModel, RunInfo, save_model
 from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, predict_song
 
-MIN_LABELLED_STEPS = 10
 SUPPORT_WINDOWS = 8
 """Most windows of the annotated song that adaptation reads."""
 

@@ -26,7 +26,8 @@ class TaskPool:
       ratings: `[A, K]` int32 indices of each one's ratings, -1 beyond `counts`.
       counts: `[A]`.
       songs: `[R]` song of every rating of the corpus.
-      windows: `[N]` how many windows of each song may be drawn.
+      windows: `[R, W]` int32 windows of each rating that may be drawn, in order; -1 beyond `window_counts`.
+      window_counts: `[R]`.
       excluded: `[X, 2]` people with too few songs, and how many they have.
     """
 
@@ -35,6 +36,7 @@ class TaskPool:
     counts: np.ndarray
     songs: np.ndarray
     windows: np.ndarray
+    window_counts: np.ndarray
     excluded: np.ndarray
 
 
@@ -61,22 +63,25 @@ def make_pool(
     ratings: np.ndarray,
     rating_annotator: np.ndarray,
     rating_song: np.ndarray,
-    windows: np.ndarray,
+    drawable: np.ndarray,
     *,
     min_songs: int,
 ) -> TaskPool:
-    """Groups ratings by annotator.
+    """Groups ratings by annotator; those without a window that may be drawn are left out.
 
     Args:
       ratings: indices of the ratings of this part of the corpus.
       rating_annotator: `[R]` annotator of every rating of the corpus.
       rating_song: `[R]` song of every rating.
-      windows: `[N]` drawable windows of every song.
+      drawable: `[R, W]` which windows of every rating may be drawn; see
+        :func:`dsaml_jax.corpus.labelled_windows`.
       min_songs: people with fewer ratings here go to `excluded`.
 
     Raises:
       UsageError: nobody has enough songs.
     """
+    windows, window_counts = in_front(drawable)
+    ratings = ratings[window_counts[ratings] > 0]
     people, counts = np.unique(rating_annotator[ratings], return_counts=True)
     enough = counts >= min_songs
     if not enough.any():
@@ -95,8 +100,19 @@ def make_pool(
         counts=kept_counts,
         songs=rating_song,
         windows=windows,
+        window_counts=window_counts,
         excluded=np.stack([people[~enough], counts[~enough]], axis=-1),
     )
+
+
+def in_front(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the chosen places of each row, and how many: `[R, W]` bool to `[R, W]`, `[R]` int32.
+
+    Beyond the count stands -1.
+    """
+    order = np.argsort(~chosen, axis=1, kind="stable").astype(np.int32)
+    counts = chosen.sum(axis=1).astype(np.int32)
+    return np.where(np.arange(chosen.shape[1]) < counts[:, None], order, -1), counts
 
 
 def uniform_stream(seed: int, *stream: int) -> np.random.Generator:
@@ -122,7 +138,8 @@ def _batch(
     def song_and_window(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         songs = np.where(ratings >= 0, pool.songs[ratings], 0).astype(np.int32)
         share = draw.random(ratings.shape) if draw else np.zeros(ratings.shape)
-        window = np.where(ratings >= 0, (share * pool.windows[songs]).astype(np.int32), 0)
+        place = (share * pool.window_counts[ratings]).astype(np.int32)
+        window = np.where(ratings >= 0, pool.windows[ratings, place], 0)
         return songs, window.astype(np.int32)
 
     return TaskBatch(
@@ -223,12 +240,13 @@ def evaluation_tasks(
 
 def _with_all_support_windows(pool: TaskPool, batch: TaskBatch) -> TaskBatch:
     """One support entry per window of each support song; songs with fewer windows are padded."""
-    counts = pool.windows[batch.support_song][..., None]  # [tasks, S, 1]
+    counts = pool.window_counts[batch.support][..., None]  # [tasks, S, 1]
     slots = min(SUPPORT_WINDOWS, int(counts.max()))
     slot = np.arange(slots)[None, None]
     used = np.minimum(counts, slots)
-    window = np.round(slot * (counts - 1) / np.maximum(used - 1, 1)).astype(np.int32)
+    place = np.round(slot * (counts - 1) / np.maximum(used - 1, 1)).astype(np.int32)
     real = slot < used
+    window = pool.windows[batch.support[..., None], np.where(real, place, 0)]
     shape = (len(batch.support), -1)
     return dataclasses.replace(
         batch,
@@ -239,7 +257,7 @@ def _with_all_support_windows(pool: TaskPool, batch: TaskBatch) -> TaskBatch:
 
 
 def same_song_tasks(pool: TaskPool, *, most: int | None = None) -> TaskBatch:
-    """Protocol `reference`: adapt on the first 30 s of a song and be judged on the same song."""
+    """Protocol `reference`: adapt on the first labelled 30 s of a song, be judged on the same song."""
     ratings = pool.ratings[pool.ratings >= 0]
     who = np.repeat(pool.annotators, pool.counts)
     if most is not None and len(ratings) > most:

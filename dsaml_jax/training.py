@@ -33,11 +33,12 @@ from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
     consensus_target,
+    drawable_of_ratings,
     gather_windows,
     held_out,
     identity,
-    regular_windows,
     require_annotators,
+    require_same_corpus,
     to_device,
 )
 from dsaml_jax.errors import UsageError
@@ -160,18 +161,17 @@ def train(
     seed = config.training.seed
     parts = held_out(corpus)
     _require_songs(parts)
-    windows = regular_windows(corpus)
     target = consensus_target(corpus, parts["train"])
     model = DSAML(config.model)
     optimizer = optax.adam(config.training.learning_rate)
     meta_task = config.training.task == "pdmer"
-    pool = _pool(corpus, parts["train"], windows, config, console) if meta_task else None
+    pool = _pool(corpus, parts["train"], config, console) if meta_task else None
     step_fn = (
         make_pdmer_step(model, config, optimizer) if meta_task else make_dmer_step(model, optimizer)
     )
     in_memory = corpus.log_mel is not None
     device = to_device(corpus, target, None if in_memory else parts["validation"].songs)
-    validate = _make_validation(model, config, corpus, device, parts, windows)
+    validate = _make_validation(model, config, corpus, device, parts)
 
     # ---- Fresh, or from the last checkpoint. Nothing has been written so far.
     fresh = not (workdir / "checkpoints").is_dir()
@@ -188,7 +188,7 @@ def train(
 
     # ---- The loop.
     total = config.training.steps
-    draw = drawing(pool, parts["train"], windows, config)
+    draw = drawing(config, pool, corpus, parts["train"], target)
     coming = batches(corpus, target, device, draw, start + 1, total + 1)
     pending: list[dict[str, jax.Array]] = []
     root_key = jax.random.key(seed)
@@ -271,15 +271,13 @@ def _require_songs(parts: dict[str, Part]) -> None:
             raise UsageError(f"the corpus has no {name} songs; prepare more songs (at least 3)")
 
 
-def _pool(
-    corpus: Corpus, part: Part, windows: np.ndarray, config: RunConfig, console: Console
-) -> TaskPool:
+def _pool(corpus: Corpus, part: Part, config: RunConfig, console: Console) -> TaskPool:
     require_annotators(part, "training")
     pool = make_pool(
         part.ratings,
         corpus.rating_annotator,
         corpus.rating_song,
-        windows,
+        drawable_of_ratings(corpus),
         min_songs=config.meta.min_songs,
     )
     if len(pool.excluded):
@@ -311,6 +309,7 @@ def _initial_state(
                 f"{config.training.init_from}: trained on {source.info.features.name}, "
                 f"the data has {corpus.features.name}"
             )
+        require_same_corpus(source.info.data, corpus, config.training.init_from)
         variables = source.variables
     else:
         variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
@@ -349,7 +348,6 @@ def _make_validation(
     corpus: Corpus,
     device: DeviceCorpus,
     parts: dict[str, Part],
-    windows: np.ndarray,
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
     """A function from variables to mean scores on the validation part, in eval mode."""
     part = parts["validation"]
@@ -361,7 +359,7 @@ def _make_validation(
         part.ratings,
         corpus.rating_annotator,
         corpus.rating_song,
-        windows,
+        drawable_of_ratings(corpus),
         min_songs=config.meta.support_songs + 1,
     )
     tasks = evaluation_tasks(

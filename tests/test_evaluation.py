@@ -9,7 +9,7 @@ from data_prep.base import Provenance
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.shards import Corpus
 from dsaml_jax import evaluation
-from dsaml_jax.corpus import regular_windows
+from dsaml_jax.corpus import drawable_of_ratings
 from dsaml_jax.tasks import evaluation_tasks, make_pool, same_song_tasks
 
 STEPS = 200
@@ -51,7 +51,7 @@ def corpus():
 @pytest.fixture
 def pool(corpus):
     return make_pool(
-        np.arange(SONGS), corpus.rating_annotator, corpus.rating_song, regular_windows(corpus), min_songs=1
+        np.arange(SONGS), corpus.rating_annotator, corpus.rating_song, drawable_of_ratings(corpus), min_songs=1
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsaml_jax import UsageError
-from dsaml_jax.tasks import evaluation_tasks, make_pool, same_song_tasks, sample_tasks
+from dsaml_jax.tasks import evaluation_tasks, in_front, make_pool, same_song_tasks, sample_tasks
 
 
 def make_corpus(annotators, songs, share, seed):
@@ -24,7 +24,7 @@ def pool_of(annotators=8, songs=12, share=0.7, seed=0, min_songs=3, windows=1):
     annotator, song = make_corpus(annotators, songs, share, seed)
     ratings = np.arange(len(song))
     return make_pool(
-        ratings, annotator, song, np.full(songs, windows, np.int32), min_songs=min_songs
+        ratings, annotator, song, np.ones((len(song), windows), bool), min_songs=min_songs
     ), annotator
 
 
@@ -64,7 +64,7 @@ def test_a_task_is_one_person_and_its_songs_never_overlap(corpus, step, tasks, s
         assert not set(pool.songs[batch.support[row]]) & set(pool.songs[asked])
         assert len(set(asked)) == len(asked)
     np.testing.assert_array_equal(batch.support_song, pool.songs[batch.support])
-    assert (batch.query_window < pool.windows[batch.query_song]).all()
+    assert (batch.query_window < corpus["windows"]).all()
     assert len(set(batch.annotator)) == min(tasks, len(pool.annotators))
 
 
@@ -106,7 +106,7 @@ def test_random_tasks_mix_people_but_not_songs():
 def test_people_with_too_few_songs_are_told_of():
     annotator = np.array([0, 0, 0, 1, 2, 2], np.int32)
     song = np.array([0, 1, 2, 0, 1, 2], np.int32)
-    args = (np.arange(6), annotator, song, np.ones(3, np.int32))
+    args = (np.arange(6), annotator, song, np.ones((6, 1), bool))
     pool = make_pool(*args, min_songs=2)
     np.testing.assert_array_equal(pool.excluded, [[1, 1]])
     with pytest.raises(UsageError, match="no annotator has 4 songs"):
@@ -134,3 +134,25 @@ def test_reference_protocol_adapts_on_the_song_itself():
     tasks = same_song_tasks(pool)
     np.testing.assert_array_equal(tasks.support, tasks.query)
     assert not tasks.support_window.any()
+
+
+def test_only_labelled_windows_are_drawn():
+    annotator, song = make_corpus(6, 10, 1.0, 0)
+    drawable = np.random.RandomState(0).random_sample((len(song), 5)) < 0.4
+    drawable[::7] = False  # ratings without any are not drawn at all
+    pool = make_pool(np.arange(len(song)), annotator, song, drawable, min_songs=3)
+    batches = [
+        sample_tasks(pool, seed=0, step=step, tasks=6, support_songs=1, query_songs=4)
+        for step in range(20)
+    ]
+    for batch in [*batches, evaluation_tasks(pool, supports=3), same_song_tasks(pool)]:
+        for name in ("support", "query"):
+            rating, window = getattr(batch, name), getattr(batch, f"{name}_window")
+            assert drawable[rating[rating >= 0], window[rating >= 0]].all()
+            assert (rating % 7 != 0).all()
+
+
+def test_in_front():
+    places, counts = in_front(np.array([[0, 1, 1], [0, 0, 0], [1, 0, 1]], bool))
+    np.testing.assert_array_equal(places, [[1, 2, -1], [-1, -1, -1], [0, 2, -1]])
+    np.testing.assert_array_equal(counts, [2, 0, 2])

@@ -16,7 +16,7 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError, checkpoints, training
 from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
-from dsaml_jax.corpus import consensus_target, held_out, regular_windows, to_device
+from dsaml_jax.corpus import consensus_target, held_out, to_device
 from dsaml_jax.evaluation import evaluate
 from dsaml_jax.training import METRICS_FILE, read_metrics, train
 from tests.conftest import SMALL_MODEL
@@ -119,9 +119,9 @@ def test_streamed_equals_in_memory(corpus, streamed, tmp_path, task):
 
 def test_a_streamed_run_goes_on_where_it_stopped(streamed, tmp_path):
     """Order and content of the steps depend on the step alone, whoever asks and when."""
-    parts, windows = held_out(streamed), regular_windows(streamed)
+    parts = held_out(streamed)
     target = consensus_target(streamed, parts["train"])
-    draw = drawing(None, parts["train"], windows, settings("training.task=dmer"))
+    draw = drawing(settings("training.task=dmer"), None, streamed, parts["train"], target)
     device = to_device(streamed, target, parts["validation"].songs)
     whole = list(batches(streamed, target, device, draw, 1, 8))
     rest = list(batches(streamed, target, device, draw, 5, 8))
