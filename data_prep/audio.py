@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from data_prep.base import DataError
 
-AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au", ".m4a")
+AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au")
 """Looked for in this order. libsndfile decides by content what it can decode."""
 
 MAX_SECONDS = 4 * 3600.0
@@ -19,16 +20,17 @@ RATES = (2_000, 384_000)
 
 
 def sound_files(folder: Path) -> dict[str, Path]:
-    """Name without suffix to sound file; earlier suffixes of AUDIO_SUFFIXES win."""
+    """Name without suffix (in Unicode's composed form) to file; earlier suffixes of AUDIO_SUFFIXES win."""
     rank = {suffix: i for i, suffix in enumerate(AUDIO_SUFFIXES)}
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         suffix = path.suffix.lower()
         if suffix not in rank:
             continue
-        known = found.get(path.stem)
+        name = unicodedata.normalize("NFC", path.stem)  # macOS stores names decomposed
+        known = found.get(name)
         if known is None or rank[suffix] < rank[known.suffix.lower()]:
-            found[path.stem] = path
+            found[name] = path
     return found
 
 

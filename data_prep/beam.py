@@ -36,13 +36,17 @@ def beam_engine(runner: str, options: Sequence[str] = (), workers: int | None = 
         flags += _direct_runner_flags(workers)
 
     def run(shards: list[Shard], config: FeatureConfig, weights: Path | None) -> None:
-        with beam.Pipeline(runner=runner, options=PipelineOptions(flags)) as pipeline:
-            (
-                pipeline
-                | beam.Create(shards)
-                | beam.Reshuffle()
-                | beam.Map(_write_whole_shard, config, weights)
-            )
+        try:
+            with beam.Pipeline(runner=runner, options=PipelineOptions(flags)) as pipeline:
+                (
+                    pipeline
+                    | beam.Create(shards)
+                    | beam.Reshuffle()
+                    | beam.Map(_write_whole_shard, config, weights)
+                )
+        except Exception as error:  # whatever the runner and the workers raise
+            last = (str(error).strip() or repr(error)).splitlines()[-1]
+            raise DataError(f"Beam's {runner} failed: {last}") from error
 
     return run
 

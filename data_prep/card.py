@@ -157,6 +157,7 @@ def _features(features: dict[str, Any]) -> str:
     ]  # fmt: skip
     if features["weights"]:
         rows.append(("weights (digest)", features["weights"]))
+        rows.append(("computed in", features["embedding_dtype"]))
     return _table(("", ""), rows)
 
 

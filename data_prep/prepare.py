@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from data_prep.base import AnnotatedCorpus
+from data_prep.dataset import write_dataset
 from data_prep.features import FeatureConfig
 from data_prep.parallel import Progress
 from data_prep.validation import Checked, check
-from data_prep.writing import Engine, local_engine, write_dataset
+from data_prep.writing import Engine, local_engine
 
-Counter = Callable[[str], AbstractContextManager[Progress | None]]
-"""Opens a progress display for a stage of that name."""
+Display = Callable[[str], AbstractContextManager[Progress | None]]
+"""Opens a display of the progress of a stage with that name."""
 
 
 def prepare(
@@ -25,7 +26,7 @@ def prepare(
     weights: Path | None = None,
     workers: int | None = None,
     engine: Engine | None = None,
-    counter: Counter = lambda stage: nullcontext(),
+    display: Display = lambda stage: nullcontext(),
     on_checked: Callable[[Checked], None] = lambda checked: None,
 ) -> Path:
     """Prepares a corpus; the same call goes on after an interruption.
@@ -38,19 +39,19 @@ def prepare(
       weights: of ImageBind, for the embeddings that need them.
       workers: processes; None takes all cores.
       engine: another way to run the work, such as :func:`data_prep.beam.beam_engine`.
-      counter: shows progress.
+      display: shows progress.
       on_checked: told which files are missing or damaged, before the work begins.
 
     Returns:
       the dataset's folder.
 
     Raises:
-      DataError: see :func:`data_prep.writing.write_dataset`.
+      DataError: see :func:`data_prep.dataset.write_dataset`.
     """
-    with counter("checking") as progress:
+    with display("checking") as progress:
         checked = check(corpus, limit=limit, workers=workers, progress=progress)
     on_checked(checked)
-    with counter("features") as progress:
+    with display("features") as progress:
         return write_dataset(
             corpus,
             checked,

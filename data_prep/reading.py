@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -129,7 +130,7 @@ def number(name: str, text: str, low: float, high: float) -> float:
 
 
 def safe_id(name: str, text: str) -> str:
-    """An id that can be a file's name and part of a message.
+    """An id that can be a file's name and part of a message, in Unicode's composed form.
 
     Raises:
       ValueError: it is empty, long, has slashes or control characters, or is `.` or `..`.
@@ -144,7 +145,7 @@ def safe_id(name: str, text: str) -> str:
         raise ValueError(
             f"{name} {text[:40]!r} is not a plain name of up to {MAX_ID_LENGTH} characters, no slashes"
         )
-    return text
+    return unicodedata.normalize("NFC", text)
 
 
 def id_order(song_id: str) -> tuple[bool, int, str]:

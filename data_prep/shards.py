@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from data_prep.base import DataError, Provenance, Song
+from data_prep.base import DataError, Provenance, Song, replacing
 from data_prep.examples import read_examples
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.parallel import Progress
@@ -26,6 +27,10 @@ from data_prep.parallel import Progress
 VERSION = "1.1.0"
 FACTS_FILE = "dataset.json"
 LABELS_FILE = "labels.npz"
+_DAMAGE = (
+    ValueError, KeyError, TypeError, IndexError, RuntimeError, OSError, EOFError, zipfile.BadZipFile
+)  # fmt: skip
+
 STREAM_ABOVE_GB = 8.0
 """Features of more than this many GB stay on disk and are streamed."""
 
@@ -126,17 +131,18 @@ def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) 
             who.append(rating.annotator_id)
             rated.append(index)
     annotators, rating_annotator = np.unique(np.array(who, dtype=np.str_), return_inverse=True)
-    np.savez(
-        folder / LABELS_FILE,
-        song_ids=np.array([song.song_id for song in songs]),
-        split=np.array([song.split for song in songs]),
-        song_steps=np.array(lengths, np.int32),
-        mean=np.concatenate(means),
-        annotator_ids=annotators,
-        rating_song=np.array(rated, np.int32),
-        rating_annotator=rating_annotator.astype(np.int32),
-        ratings=np.concatenate(ratings),
-    )
+    arrays: dict[str, Any] = {
+        "song_ids": np.array([song.song_id for song in songs]),
+        "split": np.array([song.split for song in songs]),
+        "song_steps": np.array(lengths, np.int32),
+        "mean": np.concatenate(means),
+        "annotator_ids": annotators,
+        "rating_song": np.array(rated, np.int32),
+        "rating_annotator": rating_annotator.astype(np.int32),
+        "ratings": np.concatenate(ratings),
+    }
+    with replacing(folder / LABELS_FILE) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -194,10 +200,10 @@ def read_corpus(
             )
         if feature_bytes(corpus) > stream_above_gb * 1e9:
             return corpus
-        log_mel, embedding = _read_features(corpus, progress)
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        everything = read_features(corpus, np.arange(len(corpus.song_ids)), progress)
+    except _DAMAGE as error:
         raise DataError(f"{folder}: damaged dataset ({error}); prepare it again") from error
-    return dataclasses.replace(corpus, log_mel=log_mel, embedding=embedding)
+    return dataclasses.replace(corpus, log_mel=everything.log_mel, embedding=everything.embedding)
 
 
 def feature_bytes(corpus: Corpus) -> int:
@@ -212,24 +218,50 @@ def _embedding_counts(corpus: Corpus) -> np.ndarray:
     return corpus.song_steps if per_step else corpus.window_count
 
 
-def _read_features(corpus: Corpus, progress: Progress | None) -> tuple[np.ndarray, np.ndarray]:
-    """All features end to end, each song copied once to where it belongs."""
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of some songs of a corpus, end to end.
+
+    Attributes:
+      log_mel: `[n, F, M]` as stored.
+      embedding: `[e, E]`.
+      feature_start: `[N]` first row of each song in `log_mel`; 0 for songs that are not here.
+      embedding_first: `[N]` first row in `embedding`, likewise.
+    """
+
+    log_mel: np.ndarray
+    embedding: np.ndarray
+    feature_start: np.ndarray
+    embedding_first: np.ndarray
+
+
+def read_features(corpus: Corpus, songs: np.ndarray, progress: Progress | None = None) -> Features:
+    """Reads the features of songs, each copied once to where it belongs.
+
+    Args:
+      corpus: whose shards.
+      songs: indices, in increasing order.
+      progress: called with songs read and songs in all.
+    """
     config = corpus.features
-    shape = (int(corpus.song_steps.sum()), config.frames, config.mel_bands)
+    steps, rows = corpus.song_steps[songs], _embedding_counts(corpus)[songs]
+    shape = (int(steps.sum()), config.frames, config.mel_bands)
     log_mel = _aligned_empty(shape, config.dtype)
-    embedding = _aligned_empty(
-        (int(_embedding_counts(corpus).sum()), config.embedding_width), np.float32
-    )
-    total, at_once = len(corpus.song_ids), 16
-    for first in range(0, total, at_once):
-        songs = range(first, min(first + at_once, total))
-        for song, (patches, rows) in zip(songs, corpus.store.read(songs), strict=True):
-            start, place = corpus.song_start[song], corpus.embedding_first[song]
+    embedding = _aligned_empty((int(rows.sum()), config.embedding_width), np.float32)
+    feature_start, embedding_first = (np.zeros(len(corpus.song_ids), np.int32) for _ in range(2))
+    feature_start[songs], embedding_first[songs] = _starts(steps), _starts(rows)
+    for first in range(0, len(songs), _SONGS_AT_ONCE):
+        some = songs[first : first + _SONGS_AT_ONCE]
+        for song, (patches, vectors) in zip(some, corpus.store.read(some.tolist()), strict=True):
+            start, place = feature_start[song], embedding_first[song]
             log_mel[start : start + corpus.song_steps[song]] = patches
-            embedding[place : place + len(rows)] = rows
+            embedding[place : place + len(vectors)] = vectors
         if progress:
-            progress(songs[-1] + 1, total)
-    return log_mel, embedding
+            progress(first + len(some), len(songs))
+    return Features(log_mel, embedding, feature_start, embedding_first)
+
+
+_SONGS_AT_ONCE = 16
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ FLAT_CURVE_SD = 0.01
 """A mean curve with a smaller standard deviation over its first 30 s says nothing of movement."""
 
 
+MIN_COMMON_STEPS = 20
+"""Steps that raters must share for their agreement to mean anything: 10 s."""
+
+
 def cronbach_alpha(traces: np.ndarray) -> float:
     """Internal consistency of raters: `k / (k - 1) (1 - sum of their variances / variance of the sum)`.
 
@@ -26,11 +31,11 @@ def cronbach_alpha(traces: np.ndarray) -> float:
       traces: `[k, n]` of one song, NaN where missing; steps that anybody lacks are left out.
 
     Returns:
-      at most 1; NaN for fewer than two raters or steps, or where nothing moves.
+      at most 1; NaN for fewer than two raters or :data:`MIN_COMMON_STEPS`, or where nothing moves.
     """
     whole = traces[:, np.isfinite(traces).all(axis=0)]
     raters, steps = whole.shape
-    if raters < 2 or steps < 2:
+    if raters < 2 or steps < MIN_COMMON_STEPS:
         return math.nan
     of_sum = whole.sum(axis=0).var(ddof=1)
     if of_sum < 1e-12:
@@ -39,21 +44,22 @@ def cronbach_alpha(traces: np.ndarray) -> float:
 
 
 def pairwise_correlation(traces: np.ndarray) -> float:
-    """Mean of Pearson's r over pairs of raters of one song, over the steps that all have.
+    """Mean of Pearson's r over pairs of raters of one song, each over the steps that both have.
 
     Args:
       traces: `[k, n]`, NaN where missing.
 
     Returns:
-      in [-1, 1]; NaN where fewer than two raters move.
+      in [-1, 1]; NaN where no two raters that move share :data:`MIN_COMMON_STEPS`.
     """
-    whole = traces[:, np.isfinite(traces).all(axis=0)].astype(np.float64)
-    if whole.shape[1] < 2:
-        return math.nan
-    moving = whole[whole.std(axis=1) > 1e-9]
-    if len(moving) < 2:
-        return math.nan
-    return float(np.corrcoef(moving)[np.triu_indices(len(moving), 1)].mean())
+    pairs = []
+    for one, other in itertools.combinations(traces.astype(np.float64), 2):
+        both = np.isfinite(one) & np.isfinite(other)
+        x, y = one[both], other[both]
+        if len(x) >= MIN_COMMON_STEPS and min(x.std(), y.std()) > 1e-9:
+            x, y = x - x.mean(), y - y.mean()
+            pairs.append(float(x @ y / math.sqrt((x @ x) * (y @ y))))
+    return sum(pairs) / len(pairs) if pairs else math.nan
 
 
 def rater_spread(traces: np.ndarray) -> float:

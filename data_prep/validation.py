@@ -11,6 +11,9 @@ from data_prep.audio import RATES, load_audio
 from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song, shuffled
 from data_prep.parallel import Progress, parallel_map
 
+TOLERATED_SECONDS = 1.0
+"""That sound may be shorter than its annotations: DEAM's clips of 45.01 s are annotated to 45.5 s."""
+
 _TAIL_SECONDS = 0.2
 
 
@@ -23,16 +26,19 @@ class Checked:
       digests: song id -> sha256 of the sound file, 16 hexadecimal digits.
       missing: ids of annotated songs without a sound file.
       damaged: one line for each sound file that cannot be used: which, and why.
+      short: one line for each song whose sound ends well before its annotations; it is used as far
+        as it goes.
     """
 
     songs: tuple[Song, ...]
     digests: dict[str, str]
     missing: tuple[str, ...]
     damaged: tuple[str, ...]
+    short: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What is wrong, for people."""
-        lines = list(self.damaged)
+        lines = [*self.damaged, *self.short]
         if self.missing:
             some = ", ".join(self.missing[:8]) + (", ..." if len(self.missing) > 8 else "")
             total = len(self.missing) + len(self.damaged) + len(self.songs)
@@ -74,40 +80,51 @@ def check(
     chosen = subset(corpus.songs, limit)
     with_sound = [song for song in chosen if song.audio is not None]
     answers = parallel_map(_check_sound, [(song, thorough) for song in with_sound], workers)
-    songs, digests, damaged = [], {}, []
-    for done, (song, (digest, problem)) in enumerate(
-        zip(with_sound, answers, strict=True), start=1
-    ):
-        if problem:
-            damaged.append(problem)
+    songs, digests, damaged, short = [], {}, [], []
+    for done, (song, answer) in enumerate(zip(with_sound, answers, strict=True), start=1):
+        if isinstance(answer, str):
+            damaged.append(answer)
         else:
             songs.append(song)
-            digests[song.song_id] = digest
+            digests[song.song_id] = answer.digest
+            annotated = song.start + len(song.arousal) / STEPS_PER_SECOND
+            if answer.seconds < annotated - TOLERATED_SECONDS:
+                short.append(
+                    f"{song.audio}: {answer.seconds:.1f} s of sound, annotated up to {annotated:.1f} s; "
+                    "the rest is cut"
+                )
         if progress:
             progress(done, len(with_sound))
     missing = tuple(song.song_id for song in chosen if song.audio is None)
-    return Checked(tuple(songs), digests, missing, tuple(damaged))
+    return Checked(tuple(songs), digests, missing, tuple(damaged), tuple(short))
 
 
-def _check_sound(work: tuple[Song, bool]) -> tuple[str, str]:
-    """Digest of a sound file and an empty text, or an empty digest and what is wrong with it."""
+@dataclasses.dataclass(frozen=True)
+class _Sound:
+    digest: str
+    seconds: float
+
+
+def _check_sound(work: tuple[Song, bool]) -> _Sound | str:
+    """What a sound file is, or what is wrong with it."""
     song, thorough = work
     assert song.audio is not None
     try:
         with song.audio.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        _open_sound(song, song.audio)
+        seconds = _open_sound(song, song.audio)
         if thorough:
-            load_audio(song.audio)
+            waveform, rate = load_audio(song.audio)
+            seconds = len(waveform) / rate
     except DataError as error:
-        return "", str(error)
+        return str(error)
     except OSError as error:
-        return "", f"{song.audio}: {error.strerror or error}"
-    return digest, ""
+        return f"{song.audio}: {error.strerror or error}"
+    return _Sound(digest, seconds)
 
 
-def _open_sound(song: Song, path: Path) -> None:
-    """Reads the header and the last moment that is needed.
+def _open_sound(song: Song, path: Path) -> float:
+    """Reads the header and the last moment that is needed; returns how many seconds there should be.
 
     Raises:
       DataError: what is wrong with the file.
@@ -128,5 +145,6 @@ def _open_sound(song: Song, path: Path) -> None:
             sound.seek(int((needed - _TAIL_SECONDS) * rate))
             if not len(sound.read(int(_TAIL_SECONDS / 2 * rate))):
                 raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
+            return claimed
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path}: not a sound file this can decode ({error})") from None

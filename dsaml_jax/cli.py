@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.base import DataError
+from data_prep.features import EMBEDDINGS
+from data_prep.shards import STREAM_ABOVE_GB
+from dsaml_jax import commands
 from dsaml_jax.errors import UsageError
-
-if TYPE_CHECKING:
-    from data_prep.base import AnnotatedCorpus
-    from data_prep.features import FeatureConfig
-    from data_prep.writing import Engine
-    from dsaml_jax.progress import Console
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
@@ -83,289 +77,10 @@ def _enable_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# ---- The commands. Imports are inside, so that each loads what it needs.
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from dsaml_jax.demo import run_demo
-    from dsaml_jax.progress import Console
-
-    console = Console(options.quiet)
-    run_demo(options.workdir, quick=options.quick, seed=options.seed, console=console)
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    from data_prep.prepare import prepare
-    from data_prep.shards import read_facts
-    from data_prep.validation import Checked, check
-    from dsaml_jax.progress import Console
-
-    console = Console(options.quiet)
-    if options.songs is not None and options.songs < 3:
-        raise UsageError("--songs must be 3 or more, one each for training, validation and test")
-    if options.out is None and not options.check:
-        raise UsageError("--out is needed: the folder for prepared data (or --check, to look only)")
-    corpus = _read_annotated(options, console)
-    limit = None if options.corpus == "synthetic" else options.songs
-    for note in corpus.notes:
-        console.say(f"note: {note}")
-    for reason, count in corpus.dropped.items():
-        console.say(f"left out: {count} {reason}")
-
-    def show(checked: Checked) -> None:
-        for line in checked.lines():
-            console.say(f"check: {line}")
-        console.say(f"check: {len(checked.songs)} songs of {corpus.name} can be used")
-
-    if options.check:
-        with console.counter("reading every file") as progress:
-            checked = check(
-                corpus, limit=limit, thorough=True, workers=options.workers, progress=progress
-            )
-        show(checked)
-        if checked.lines():
-            raise DataError(
-                "files are missing or damaged; 'prepare' without --check leaves them out"
-            )
-        return
-    folder = prepare(
-        corpus,
-        options.out,
-        _feature_config(options),
-        limit=limit,
-        weights=options.imagebind_weights,
-        workers=options.workers,
-        engine=_engine(options),
-        counter=console.counter,
-        on_checked=show,
-    )
-    facts = read_facts(folder)
-    counts = ", ".join(f"{count} {split}" for split, count in facts["songs"].items())
-    console.say(f"songs of {corpus.name}: {counts} ({corpus.provenance.licence})")
-    console.say(
-        f"global embedding: {facts['features']['embedding']}, per {facts['features']['embedding_per']}"
-    )
-    console.say(f"prepared: {folder}")
-    console.say(f"its data card: dsaml describe --data {folder}")
-
-
-def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
-    if options.corpus == "deam":
-        from data_prep.deam import read_deam
-
-        return read_deam(options.root)
-    if options.corpus == "pmemo":
-        from data_prep.pmemo import read_pmemo
-
-        return read_pmemo(options.root)
-    if options.corpus == "folder":
-        from data_prep.folder import read_folder
-
-        return read_folder(options.root)
-    from data_prep.deam import read_deam
-    from data_prep.synthetic import write_corpus
-    from data_prep.synthetic.corpus import PROVENANCE
-
-    with console.counter("composing") as progress:
-        write_corpus(
-            options.root,
-            songs=options.songs or 400,
-            annotators=options.annotators,
-            seed=options.seed,
-            workers=options.workers,
-            progress=progress,
-        )
-    return read_deam(options.root, name="synthetic", provenance=PROVENANCE)
-
-
-def _feature_config(options: argparse.Namespace) -> FeatureConfig:
-    from data_prep.features import TINY, FeatureConfig
-
-    weights = ""
-    if options.embedding != "spectral":
-        if options.imagebind_weights is None:
-            raise UsageError(
-                f"--embedding {options.embedding} needs --imagebind-weights FILE (or $DSAML_IMAGEBIND), "
-                "which 'dsaml convert imagebind' writes"
-            )
-        from data_prep.imagebind.weights import digest
-
-        weights = digest(options.imagebind_weights)
-    return dataclasses.replace(
-        FeatureConfig() if options.features == "full" else TINY,
-        embedding=options.embedding,
-        embedding_per=options.embedding_per,
-        weights=weights,
-    )
-
-
-def _engine(options: argparse.Namespace) -> Engine | None:
-    if not options.beam_runner:
-        return None
-    from data_prep.beam import beam_engine
-
-    return beam_engine(options.beam_runner, shlex.split(options.beam_options), options.workers)
-
-
-def _describe(options: argparse.Namespace) -> None:
-    from data_prep.card import CARD_FOLDER, read_card
-    from data_prep.shards import find_dataset
-
-    folder = find_dataset(options.data)
-    print(read_card(folder))
-    print(f"The same with its figures: {folder / CARD_FOLDER}")
-
-
-def _train(options: argparse.Namespace) -> None:
-    from data_prep.shards import read_corpus
-    from dsaml_jax.config import preset, with_settings
-    from dsaml_jax.progress import Console
-    from dsaml_jax.training import train
-
-    settings = [f"training.{key}={value}" for key, value in
-                (("task", options.task), ("steps", options.steps), ("seed", options.seed))
-                if value is not None]  # fmt: skip
-    config = with_settings(preset(options.preset), settings + options.set)
-    console = Console(options.quiet)
-    with console.counter("reading") as progress:
-        corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
-    if corpus.log_mel is None:
-        console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
-    train(config, corpus, options.workdir, console)
-    console.say(
-        f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
-    )
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from data_prep.shards import read_corpus
-    from dsaml_jax.checkpoints import load_model
-    from dsaml_jax.evaluation import evaluate, table, write_evaluation
-    from dsaml_jax.progress import Console
-
-    console = Console(options.quiet)
-    dmer = load_model(options.dmer) if options.dmer else None
-    evaluation, _ = evaluate(
-        load_model(options.workdir),
-        read_corpus(options.data, stream_above_gb=options.stream_above),
-        protocol=options.protocol,
-        dmer=dmer,
-        console=console,
-    )
-    write_evaluation(evaluation, options.workdir)
-    facts = evaluation.facts
-    console.say(
-        f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
-        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs: mean ± sd over curves"
-    )
-    console.say(table(evaluation))
-    console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
-
-
-def _personalize(options: argparse.Namespace) -> None:
-    from dsaml_jax.checkpoints import load_model, require_free
-    from dsaml_jax.personalize import personalize, save_personalized
-    from dsaml_jax.progress import Console
-
-    console = Console(options.quiet)
-    require_free(options.out)
-    loaded = load_model(options.checkpoint)
-    result = personalize(loaded, options.audio, options.annotations, options.imagebind_weights)
-    save_personalized(options.out, loaded, result, options.audio.name)
-    for name, before, after in zip(
-        ("arousal", "valence"), result.before, result.after, strict=True
-    ):
-        console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
-    console.say(
-        f"adapted to {result.labelled_seconds:g} s of annotation; "
-        f"next: dsaml predict --checkpoint {options.out} SONG --out DIR"
-    )
-
-
-def _predict(options: argparse.Namespace) -> None:
-    from data_prep.figures import write_png
-    from dsaml_jax.checkpoints import load_model
-    from dsaml_jax.figures import song_curve
-    from dsaml_jax.personalize import predict_file, write_curve
-    from dsaml_jax.progress import Console
-
-    console = Console(options.quiet)
-    stems = [song.stem for song in options.songs]
-    twice = {stem for stem in stems if stems.count(stem) > 1}
-    if twice:
-        raise UsageError(f"two songs would both be written to {min(twice)}.csv; predict them apart")
-    missing = [song for song in options.songs if not song.is_file()]
-    if missing:
-        raise UsageError(f"{missing[0]}: no such sound file")
-    loaded = load_model(options.checkpoint)
-    if loaded.info.note:
-        console.say(f"model: {loaded.info.note}")
-    failed = []
-    with console.bar(len(options.songs), "predicting", "song") as bar:
-        for song in options.songs:
-            try:
-                curve = predict_file(loaded, song, options.imagebind_weights)
-                write_curve(options.out / f"{song.stem}.csv", curve)
-                figure = song_curve(curve.clip(-1.0, 1.0), song.name)
-                write_png(figure, options.out / f"{song.stem}.png")
-            except DataError as error:
-                failed.append(str(error))
-            bar.update()
-    done = len(options.songs) - len(failed)
-    if done:
-        console.say(f"written: {done} x CSV and PNG in {options.out}")
-    if failed:
-        raise DataError("; ".join(failed))
-
-
-def _convert(options: argparse.Namespace) -> None:
-    if not options.file.is_file():
-        raise UsageError(f"{options.file}: no such file")
-    if options.kind == "reference":
-        _convert_reference(options)
-    else:
-        _convert_imagebind(options)
-
-
-def _convert_reference(options: argparse.Namespace) -> None:
-    from data_prep.features import FeatureConfig
-    from dsaml_jax import convert
-    from dsaml_jax.checkpoints import RunInfo, require_free, save_model
-    from dsaml_jax.config import RunConfig
-    from dsaml_jax.progress import Console
-
-    require_free(options.out)
-    state_dict = convert.load_torch_file(options.file)
-    model = convert.infer_config(state_dict)
-    features = FeatureConfig()
-    if model.width != features.embedding_width:
-        raise UsageError(
-            f"{options.file}: width {model.width}; the features give {features.embedding_width} numbers"
-        )
-    variables = convert.from_torch(state_dict, model)
-    note = f"converted from {options.file.name}"
-    save_model(options.out, variables, RunInfo(RunConfig(model=model), features, "imported", note))
-    console = Console(options.quiet)
-    console.say(f"converted: {options.out} (width {model.width}, {model.num_layers} layers)")
-    console.say(
-        "the published model was trained on ImageBind embeddings; with the spectral embedding it is a start "
-        "for training (--set training.init_from=...), not a finished model"
-    )
-
-
-def _convert_imagebind(options: argparse.Namespace) -> None:
-    from data_prep.imagebind import weights
-    from dsaml_jax.progress import Console
-
-    if options.out.exists():
-        raise UsageError(f"{options.out} exists; choose another --out")
-    weights.save(options.out, weights.read_published(options.file), source=options.file.name)
-    console = Console(options.quiet)
-    console.say(f"converted: {options.out}, the audio tower of ImageBind ({weights.LICENCE})")
-    console.say(f"next: dsaml prepare ... --embedding imagebind --imagebind-weights {options.out}")
-
-
 # ---- What they accept.
+
+
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -375,12 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         "annotated song, for one listener.",
         epilog=_EPILOG.format("dsaml COMMAND"),
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
         name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = ""
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+        command = subparsers.add_parser(
             name,
             help=summary,
             description=f"{summary}. {more}",
@@ -391,7 +106,19 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         return command
 
-    demo = add("demo", _demo, "Make a corpus, train, evaluate, personalise and write a report",
+    _add_demo(add)
+    _add_prepare(add)
+    _add_describe(add)
+    _add_train(add)
+    _add_evaluate(add)
+    _add_personalize(add)
+    _add_predict(add)
+    _add_convert(add)
+    return parser
+
+
+def _add_demo(add: Add) -> None:
+    demo = add("demo", commands.demo_command, "Make a corpus, train, evaluate, personalise and write a report",
                "A few minutes on two cores. Start it again to go on after an interruption.")  # fmt: skip
     demo.add_argument(
         "--quick", action="store_true", help="everything smaller: under two minutes, poor numbers"
@@ -406,70 +133,55 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="of the corpus and of training (default: %(default)s)"
     )
 
-    prepare = add("prepare", _prepare, "Turn a corpus into TFDS shards of features",
-                  "Done once; training never touches a sound file.")  # fmt: skip
+
+def _add_prepare(add: Add) -> None:
+    prepare = add("prepare", commands.prepare_command, "Turn a corpus into TFDS shards of features",
+                  "Done once; training never touches a sound file. Start it again to go on after an\n"
+                  "interruption, or when the corpus has grown: no sound is decoded twice.")  # fmt: skip
     prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
                          help="deam, pmemo: your copy of it, see the README\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
                               "  song_id, annotator_id, time [s], arousal, valence (both in [-1, 1])\n"
                               "synthetic: made here, in DEAM's layout")  # fmt: skip
-    prepare.add_argument(
-        "--root",
-        type=Path,
-        required=True,
-        help="folder of the corpus (synthetic: where to make it)",
-    )
+    prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")  # fmt: skip
     prepare.add_argument("--out", type=Path, help="folder for prepared data")
-    prepare.add_argument(
-        "--check",
-        action="store_true",
-        help="read every file, list what is missing or damaged, and stop there",
-    )
+    prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there")  # fmt: skip
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
-    prepare.add_argument("--embedding", choices=("spectral", "imagebind", "imagebind-published"), default="spectral",
+    prepare.add_argument("--embedding", choices=EMBEDDINGS, default="spectral",
                          help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
                               "imagebind: its audio tower, at the rate it was trained on\n"
                               "imagebind-published: the same, fed 44.1 kHz as published")  # fmt: skip
+    prepare.add_argument("--embedding-per", choices=("clip", "step"), default="clip",
+                         help="clip: one embedding per window of 30 s\nstep: one for the 30 s around every step (default: %(default)s)")  # fmt: skip
+    prepare.add_argument("--embedding-dtype", choices=("float32", "bfloat16"), default="float32",
+                         help="in which ImageBind computes; bfloat16 is for accelerators, 1 %% off (default: %(default)s)")  # fmt: skip
     _add_imagebind_weights(prepare)
-    prepare.add_argument(
-        "--embedding-per",
-        choices=("clip", "step"),
-        default="clip",
-        help="clip: one embedding per window of 30 s\nstep: one for the 30 s around every step (default: %(default)s)",
-    )
-    prepare.add_argument(
-        "--songs", type=int, help="only so many songs (synthetic: make so many; default 400)"
-    )
-    prepare.add_argument(
-        "--annotators",
-        type=int,
-        default=100,
-        help="synthetic: how many listeners (default: %(default)s)",
-    )
-    prepare.add_argument(
-        "--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)"
-    )
-    prepare.add_argument("--workers", type=int, help="processes (default: all cores)")
+    prepare.add_argument("--songs", type=int, help="only so many songs (synthetic: make so many; default 400)")  # fmt: skip
+    prepare.add_argument("--name", help="folder: name of the corpus (default: that of the folder)")
+    prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")  # fmt: skip
+    prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")  # fmt: skip
+    prepare.add_argument("--workers", type=_positive, help="processes (default: all cores)")
     prepare.add_argument("--beam-runner", metavar="RUNNER",
                          help="write the shards by Apache Beam (extra [beam]): DirectRunner, FlinkRunner, ...\n"
                               "--root and --out must be seen by every worker under the same path")  # fmt: skip
     prepare.add_argument("--beam-options", default="", metavar="FLAGS",
-                         help="flags of the runner, in one string: '--flink_master=host:8081 --parallelism=64'")  # fmt: skip
+                         help="flags of the runner, in one string: --beam-options='--flink_master=host:8081'")  # fmt: skip
 
-    describe = add("describe", _describe, "Show the data card of a prepared corpus")
+
+def _add_describe(add: Add) -> None:
+    describe = add("describe", commands.describe_command, "Show the data card of a prepared corpus")
     describe.add_argument("--data", type=Path, required=True, help="folder of prepared data")
 
-    train = add("train", _train, "Train, or go on with, a run",
+
+def _add_train(add: Add) -> None:
+    train = add("train", commands.train_command, "Train, or go on with, a run",
                 "The same --workdir with the same settings continues after an interruption.")  # fmt: skip
     train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     _add_stream_above(train)
-    train.add_argument(
-        "--task",
-        choices=("pdmer", "dmer"),
-        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve",
-    )
+    train.add_argument("--task", choices=("pdmer", "dmer"),
+                       help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")  # fmt: skip
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--preset", choices=("reference", "default", "tiny"), default="default",
@@ -477,54 +189,42 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="any setting, e.g. --set meta.steps=4; a wrong key lists the known ones")  # fmt: skip
 
-    evaluate = add("evaluate", _evaluate, "Score a run on the test songs, beside simple baselines")
+
+def _add_evaluate(add: Add) -> None:
+    evaluate = add("evaluate", commands.evaluate_command, "Score a run on the test songs, beside simple baselines")  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
-    evaluate.add_argument(
-        "--workdir", type=Path, required=True, help="folder of the run; results go there"
-    )
+    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
     evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
                           help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on 30 s of the same song")  # fmt: skip
     _add_stream_above(evaluate)
-    evaluate.add_argument(
-        "--dmer", type=Path, help="a DMER run, for the baselines that start from it"
-    )
+    evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")  # fmt: skip
 
-    personalize = add(
-        "personalize", _personalize, "Adapt a model to one listener by one annotated song"
-    )
+
+def _add_personalize(add: Add) -> None:
+    personalize = add("personalize", commands.personalize_command, "Adapt a model to one listener by one annotated song")  # fmt: skip
     personalize.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     personalize.add_argument("--audio", type=Path, required=True, help="the song")
     personalize.add_argument("--annotations", type=Path, required=True,
                              help="CSV with the columns time [s], arousal, valence; values in [-1, 1], any rate")  # fmt: skip
-    personalize.add_argument(
-        "--out", type=Path, required=True, help="folder for the personal model"
-    )
-
+    personalize.add_argument("--out", type=Path, required=True, help="folder for the personal model")  # fmt: skip
     _add_imagebind_weights(personalize)
 
-    predict = add("predict", _predict, "Predict curves of sound files: SONG.csv and SONG.png")
-    predict.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder of a run or of a personal model"
-    )
-    predict.add_argument(
-        "songs",
-        type=Path,
-        nargs="+",
-        metavar="SONG",
-        help="any file libsndfile reads, 30 s or more",
-    )
+
+def _add_predict(add: Add) -> None:
+    predict = add("predict", commands.predict_command, "Predict curves of sound files: SONG.csv and SONG.png")  # fmt: skip
+    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")  # fmt: skip
+    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")  # fmt: skip
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     _add_imagebind_weights(predict)
 
-    convert = add("convert", _convert, "Bring published weights over (needs the extra [torch])")
+
+def _add_convert(add: Add) -> None:
+    convert = add("convert", commands.convert_command, "Bring published weights over (needs the extra [torch])")  # fmt: skip
     convert.add_argument("kind", choices=("reference", "imagebind"),
                          help="reference: the state_dict of the published implementation -> a checkpoint\n"
                               "imagebind: imagebind_huge.pth -> its audio tower as safetensors")  # fmt: skip
     convert.add_argument("file", type=Path, help="the .pth file")
-    convert.add_argument(
-        "--out", type=Path, required=True, help="folder of the checkpoint, or the .safetensors file"
-    )
-    return parser
+    convert.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, or the .safetensors file")  # fmt: skip
 
 
 def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:
@@ -542,9 +242,16 @@ def _add_stream_above(command: argparse.ArgumentParser) -> None:
         "--stream-above",
         type=float,
         metavar="GB",
-        default=8.0,
+        default=STREAM_ABOVE_GB,
         help="features larger than this stay on disk and are streamed (default: %(default)g)",
     )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from data_prep.base import SPLITS, deal
 from data_prep.curves import mean_curve
 from data_prep.features import WINDOW_HOP
-from data_prep.shards import Corpus
+from data_prep.shards import Corpus, read_features
 from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
 from dsaml_jax.errors import UsageError
 
@@ -139,10 +139,9 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
       songs: indices of the songs whose features are needed, for a corpus whose features are on disk. Of
         the others nothing must be gathered. None: all.
     """
-    features: dict[str, np.ndarray | None]
     if corpus.log_mel is None:
         wanted = np.arange(len(corpus.song_ids)) if songs is None else np.unique(songs)
-        features = _read_features_of(corpus, wanted)
+        features = vars(read_features(corpus, wanted))
     else:
         features = {
             "log_mel": corpus.log_mel,
@@ -153,16 +152,6 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
     arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
     per_step = corpus.features.embedding_per == "step"
     return DeviceCorpus(per_step=per_step, **jax.device_put(arrays))
-
-
-def _read_features_of(corpus: Corpus, songs: np.ndarray) -> dict[str, np.ndarray | None]:
-    log_mel, embedding = zip(*corpus.store.read(songs.tolist()), strict=True)
-    places: dict[str, np.ndarray | None] = {}
-    for name, parts in (("feature_start", log_mel), ("embedding_first", embedding)):
-        first = np.zeros(len(corpus.song_ids), np.int32)
-        first[songs] = np.cumsum([0, *map(len, parts[:-1])])
-        places[name] = first
-    return {"log_mel": np.concatenate(log_mel), "embedding": np.concatenate(embedding)} | places
 
 
 def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:

@@ -112,7 +112,7 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
         )
     stage(1)
     annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
-    prepare(annotated, workdir / "data", TINY, counter=console.counter)
+    prepare(annotated, workdir / "data", TINY, display=console.counter)
     corpus = read_corpus(workdir / "data")
 
     stage(2)

@@ -86,6 +86,14 @@ def test_features_of_a_stretch_of_a_file(per):
         np.testing.assert_array_equal(early.embedding[0], spectral_embedding(whole[:34]))
 
 
+@pytest.mark.parametrize("rate", [11_025, 22_051, 8_000])
+@pytest.mark.parametrize("start", [0.0, 1.5, 15.0, 15.5])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_every_step_is_there_at_any_rate(rate, start, steps):
+    waveform = np.random.RandomState(0).randn(rate * 20).astype(np.float32)
+    assert len(analyse(waveform, rate, TINY, start=start, steps=steps).log_mel) == steps
+
+
 def test_sound_that_ends_before_the_annotations():
     with pytest.raises(DataError, match="ends before"):
         analyse(np.ones(8000 * 15, np.float32), 8000, TINY, start=15.0, steps=60)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.base import DataError
+from data_prep.curves import on_grid
 from data_prep.folder import COLUMNS, TABLE, corpus_name, read_annotations, read_folder
 from tests.deam_files import almost_csv
 
@@ -250,3 +251,12 @@ def test_half_second_traces_and_their_mean_come_back(tmp_path, traces):
     masked = np.ma.masked_invalid(model).mean(axis=0).filled(np.nan)
     np.testing.assert_allclose(song.arousal, masked, atol=1e-6)
     np.testing.assert_allclose(song.valence, -masked, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, 0.2, 0.3, 0.7])
+def test_points_exactly_a_second_apart_are_joined(offset):
+    """2.2 - 1.2 is a little more than 1."""
+    times = np.arange(30) + offset
+    curve = on_grid(np.stack([times, times / 30 - 0.5, times / 30 - 0.5], axis=1), 58, start=0.0)
+    inside = (np.arange(58) / 2 >= times[0]) & (np.arange(58) / 2 <= times[-1])
+    np.testing.assert_array_equal(np.isfinite(curve).all(axis=1), inside)

@@ -9,7 +9,7 @@ from data_prep import features
 from data_prep.audio import load_audio
 from data_prep.base import DataError
 from data_prep.deam import read_deam
-from data_prep.features import TINY, FeatureConfig, analyse
+from data_prep.features import TINY, FeatureConfig, analyse, finish
 from data_prep.imagebind import Embedder, weights
 from data_prep.imagebind.fbank import stretch_clips
 from data_prep.prepare import prepare
@@ -96,21 +96,38 @@ def test_missing_weights_are_asked_for(root, tmp_path, capsys):
         FeatureConfig(embedding="imagebind")
 
 
-@pytest.mark.parametrize(
-    ("embedding", "per", "rows"),
-    [("imagebind", "clip", 2), ("imagebind", "step", 61), ("imagebind-published", "step", 61)],
-)
-def test_only_what_the_model_reads_is_embedded(embedding, per, rows):
+@pytest.mark.parametrize(("per", "rows"), [("clip", 2), ("step", 61)])
+def test_only_what_the_model_reads_is_embedded(per, rows):
     """One stretch per window or per step, where it belongs in the file."""
-    config = FeatureConfig(8000, 60, 50, 8, embedding, per, "0" * 8)
-    waveform = np.random.RandomState(0).randn(8000 * 50).astype(np.float32) * 0.1
-    made = analyse(waveform, 8000, config, start=15.0, steps=61)
-    assert made.embedding is None and made.clips.shape == (rows, 3, 1, 128, 204)
+    config = FeatureConfig(16_000, 60, 50, 8, "imagebind", per, weights="0" * 8)
+    waveform = np.random.RandomState(0).randn(16_000 * 50).astype(np.float32) * 0.1
+    read = []
+    made = finish(analyse(waveform, 16_000, config, start=15.0, steps=61), remembering(read))
     first = {"clip": (15.0, 45.0), "step": (0.0, 30.0)}[per]
     last = {"clip": (15.5, 45.5), "step": (30.0, 60.0)}[per]
-    published = embedding == "imagebind-published"
-    expected = stretch_clips(waveform, 8000, [first, last], published=published)
-    np.testing.assert_array_equal(made.clips[[0, -1]], expected)
+    clips = np.concatenate(read)
+    assert clips.shape == (rows, 3, 1, 128, 204) and made.embedding.shape == (rows, 1024)
+    assert max(map(len, read)) <= 8
+    np.testing.assert_array_equal(clips[[0, -1]], stretch_clips(waveform, 16_000, [first, last]))
+
+
+def test_the_published_reading_knows_the_annotated_stretch_only():
+    """The file is cut to it first, and windows that reach out of it are filled from it."""
+    config = FeatureConfig(16_000, 60, 50, 8, "imagebind-published", "step", weights="0" * 8)
+    waveform = np.random.RandomState(0).randn(16_000 * 60).astype(np.float32) * 0.1
+    read = []
+    finish(analyse(waveform, 16_000, config, start=15.0, steps=60), remembering(read))
+    expected = stretch_clips(waveform[16_000 * 15 : 16_000 * 45], 16_000, [(-15, 15), (14.5, 44.5)],
+                             published=True)  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate(read)[[0, -1]], expected)
+
+
+def remembering(read):
+    def embed(clips):
+        read.append(clips)
+        return np.zeros((len(clips), 1024), np.float32)
+
+    return embed
 
 
 def test_interrupted_embedding_goes_on(root, weights_file, tmp_path, monkeypatch):

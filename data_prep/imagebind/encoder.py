@@ -181,7 +181,7 @@ class Embedder:
     def __init__(
         self,
         variables: Mapping[str, Any],
-        encoder: AudioEncoder | None = None,
+        encoder: AudioEncoder = AudioEncoder(),
         *,
         max_windows: int = 8,
     ):
@@ -189,12 +189,9 @@ class Embedder:
 
         Args:
           variables: of the encoder, see :mod:`data_prep.imagebind.weights`.
-          encoder: ImageBind-huge's by default, in bfloat16 on accelerators and float32 on CPUs.
+          encoder: ImageBind-huge's in float32 by default.
           max_windows: largest batch; a power of two. Bounds the memory of activations.
         """
-        if encoder is None:
-            on_cpu = jax.default_backend() == "cpu"
-            encoder = AudioEncoder(dtype=jnp.float32 if on_cpu else jnp.bfloat16)
         if max_windows < 1 or max_windows & (max_windows - 1):
             raise ValueError(f"max_windows {max_windows} must be a power of two")
         self.encoder = encoder

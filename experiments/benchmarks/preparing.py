@@ -26,6 +26,7 @@ from timing import interleaved, measured_on, write_result
 
 from data_prep.audio import load_audio
 from data_prep.base import AnnotatedCorpus, Rating, Song
+from data_prep.dataset import write_dataset
 from data_prep.deam import read_deam
 from data_prep.examples import RECORD_OPTIONS, features_dict
 from data_prep.features import FeatureConfig, SongAnalysis, analyse, log_mel, spectral_embedding
@@ -34,7 +35,7 @@ from data_prep.shards import read_corpus
 from data_prep.synthetic import write_corpus
 from data_prep.synthetic.corpus import PROVENANCE
 from data_prep.validation import Checked
-from data_prep.writing import Shard, write_dataset, write_shard
+from data_prep.writing import Shard, write_shard
 
 CONFIG = FeatureConfig()
 SONGS = 60
@@ -108,7 +109,7 @@ def memory(root: Path, scratch: Path) -> str:
 
         yield update
 
-    prepare(dataclasses.replace(corpus, songs=many), scratch / "many", CONFIG, counter=watch)
+    prepare(dataclasses.replace(corpus, songs=many), scratch / "many", CONFIG, display=watch)
     return ", ".join(f"{megabytes:.0f} MB after {done} songs" for done, megabytes in held.items())
 
 

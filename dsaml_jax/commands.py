@@ -1,0 +1,307 @@
+"""What each command does. Imports are inside, so that each loads what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from typing import TYPE_CHECKING
+
+from data_prep.base import DataError
+from dsaml_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from data_prep.base import AnnotatedCorpus
+    from data_prep.features import FeatureConfig
+    from data_prep.writing import Engine
+    from dsaml_jax.progress import Console
+
+
+def demo_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml demo`."""
+    from dsaml_jax.demo import run_demo
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    run_demo(options.workdir, quick=options.quick, seed=options.seed, console=console)
+
+
+def prepare_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml prepare`."""
+    from data_prep.prepare import prepare
+    from data_prep.shards import read_facts
+    from data_prep.validation import Checked, check
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    if options.songs is not None and options.songs < 3:
+        raise UsageError("--songs must be 3 or more, one each for training, validation and test")
+    if options.out is None and not options.check:
+        raise UsageError("--out is needed: the folder for prepared data (or --check, to look only)")
+    corpus = _read_annotated(options, console)
+    limit = None if options.corpus == "synthetic" else options.songs  # composed as many as asked
+    for note in corpus.notes:
+        console.say(f"note: {note}")
+    for reason, count in corpus.dropped.items():
+        console.say(f"left out: {count} {reason}")
+
+    def show(checked: Checked) -> None:
+        for line in checked.lines():
+            console.say(f"check: {line}")
+        console.say(f"check: {len(checked.songs)} songs of {corpus.name} can be used")
+
+    if options.check:
+        with console.counter("reading every file") as progress:
+            checked = check(
+                corpus, limit=limit, thorough=True, workers=options.workers, progress=progress
+            )
+        show(checked)
+        if checked.lines():
+            raise DataError(
+                "files are missing or damaged; 'prepare' without --check leaves them out"
+            )
+        return
+    folder = prepare(
+        corpus,
+        options.out,
+        _feature_config(options),
+        limit=limit,
+        weights=options.imagebind_weights,
+        workers=options.workers,
+        engine=_engine(options),
+        display=console.counter,
+        on_checked=show,
+    )
+    facts = read_facts(folder)
+    counts = ", ".join(f"{count} {split}" for split, count in facts["songs"].items())
+    console.say(f"songs of {corpus.name}: {counts} ({corpus.provenance.licence})")
+    console.say(
+        f"global embedding: {facts['features']['embedding']}, per {facts['features']['embedding_per']}"
+    )
+    console.say(f"prepared: {folder}")
+    console.say(f"its data card: dsaml describe --data {folder}")
+
+
+def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
+    if options.corpus == "deam":
+        from data_prep.deam import read_deam
+
+        return read_deam(options.root)
+    if options.corpus == "pmemo":
+        from data_prep.pmemo import read_pmemo
+
+        return read_pmemo(options.root)
+    if options.corpus == "folder":
+        from data_prep.folder import read_folder
+
+        return read_folder(options.root, options.name)
+    from data_prep.deam import read_deam
+    from data_prep.synthetic import write_corpus
+    from data_prep.synthetic.corpus import PROVENANCE
+
+    with console.counter("composing") as progress:
+        write_corpus(
+            options.root,
+            songs=options.songs or 400,
+            annotators=options.annotators,
+            seed=options.seed,
+            workers=options.workers,
+            progress=progress,
+        )
+    return read_deam(options.root, name="synthetic", provenance=PROVENANCE)
+
+
+def _feature_config(options: argparse.Namespace) -> FeatureConfig:
+    from data_prep.features import TINY, FeatureConfig
+
+    weights = ""
+    if options.embedding != "spectral":
+        if options.imagebind_weights is None:
+            raise UsageError(
+                f"--embedding {options.embedding} needs --imagebind-weights FILE (or $DSAML_IMAGEBIND), "
+                "which 'dsaml convert imagebind' writes"
+            )
+        from data_prep.imagebind.weights import digest
+
+        weights = digest(options.imagebind_weights)
+    return dataclasses.replace(
+        FeatureConfig() if options.features == "full" else TINY,
+        embedding=options.embedding,
+        embedding_per=options.embedding_per,
+        embedding_dtype=options.embedding_dtype,
+        weights=weights,
+    )
+
+
+def _engine(options: argparse.Namespace) -> Engine | None:
+    if not options.beam_runner:
+        if options.beam_options:
+            raise UsageError("--beam-options belong to a --beam-runner")
+        return None
+    from data_prep.beam import beam_engine
+
+    return beam_engine(options.beam_runner, shlex.split(options.beam_options), options.workers)
+
+
+def describe_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml describe`."""
+    from data_prep.card import CARD_FOLDER, read_card
+    from data_prep.shards import find_dataset
+
+    folder = find_dataset(options.data)
+    print(read_card(folder))
+    print(f"The same with its figures: {folder / CARD_FOLDER}")
+
+
+def train_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml train`."""
+    from data_prep.shards import read_corpus
+    from dsaml_jax.config import preset, with_settings
+    from dsaml_jax.progress import Console
+    from dsaml_jax.training import train
+
+    settings = [f"training.{key}={value}" for key, value in
+                (("task", options.task), ("steps", options.steps), ("seed", options.seed))
+                if value is not None]  # fmt: skip
+    config = with_settings(preset(options.preset), settings + options.set)
+    console = Console(options.quiet)
+    with console.counter("reading") as progress:
+        corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
+    if corpus.log_mel is None:
+        console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
+    train(config, corpus, options.workdir, console)
+    console.say(
+        f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
+    )
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml evaluate`."""
+    from data_prep.shards import read_corpus
+    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.evaluation import evaluate, table, write_evaluation
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    dmer = load_model(options.dmer) if options.dmer else None
+    evaluation, _ = evaluate(
+        load_model(options.workdir),
+        read_corpus(options.data, stream_above_gb=options.stream_above),
+        protocol=options.protocol,
+        dmer=dmer,
+        console=console,
+    )
+    write_evaluation(evaluation, options.workdir)
+    facts = evaluation.facts
+    console.say(
+        f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
+        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs: mean ± sd over curves"
+    )
+    console.say(table(evaluation))
+    console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
+
+
+def personalize_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml personalize`."""
+    from dsaml_jax.checkpoints import load_model, require_free
+    from dsaml_jax.personalize import personalize, save_personalized
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    require_free(options.out)
+    loaded = load_model(options.checkpoint)
+    result = personalize(loaded, options.audio, options.annotations, options.imagebind_weights)
+    save_personalized(options.out, loaded, result, options.audio.name)
+    for name, before, after in zip(
+        ("arousal", "valence"), result.before, result.after, strict=True
+    ):
+        console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
+    console.say(
+        f"adapted to {result.labelled_seconds:g} s of annotation; "
+        f"next: dsaml predict --checkpoint {options.out} SONG --out DIR"
+    )
+
+
+def predict_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml predict`."""
+    from data_prep.figures import write_png
+    from dsaml_jax.checkpoints import load_model
+    from dsaml_jax.figures import song_curve
+    from dsaml_jax.personalize import predict_file, write_curve
+    from dsaml_jax.progress import Console
+
+    console = Console(options.quiet)
+    stems = [song.stem for song in options.songs]
+    twice = {stem for stem in stems if stems.count(stem) > 1}
+    if twice:
+        raise UsageError(f"two songs would both be written to {min(twice)}.csv; predict them apart")
+    missing = [song for song in options.songs if not song.is_file()]
+    if missing:
+        raise UsageError(f"{missing[0]}: no such sound file")
+    loaded = load_model(options.checkpoint)
+    if loaded.info.note:
+        console.say(f"model: {loaded.info.note}")
+    failed = []
+    with console.bar(len(options.songs), "predicting", "song") as bar:
+        for song in options.songs:
+            try:
+                curve = predict_file(loaded, song, options.imagebind_weights)
+                write_curve(options.out / f"{song.stem}.csv", curve)
+                figure = song_curve(curve.clip(-1.0, 1.0), song.name)
+                write_png(figure, options.out / f"{song.stem}.png")
+            except DataError as error:
+                failed.append(str(error))
+            bar.update()
+    done = len(options.songs) - len(failed)
+    if done:
+        console.say(f"written: {done} x CSV and PNG in {options.out}")
+    if failed:
+        raise DataError("; ".join(failed))
+
+
+def convert_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml convert`."""
+    if not options.file.is_file():
+        raise UsageError(f"{options.file}: no such file")
+    if options.kind == "reference":
+        _convert_reference(options)
+    else:
+        _convert_imagebind(options)
+
+
+def _convert_reference(options: argparse.Namespace) -> None:
+    from data_prep.features import FeatureConfig
+    from dsaml_jax import convert
+    from dsaml_jax.checkpoints import RunInfo, require_free, save_model
+    from dsaml_jax.config import RunConfig
+    from dsaml_jax.progress import Console
+
+    require_free(options.out)
+    state_dict = convert.load_torch_file(options.file)
+    model = convert.infer_config(state_dict)
+    features = FeatureConfig()
+    if model.width != features.embedding_width:
+        raise UsageError(
+            f"{options.file}: width {model.width}; the features give {features.embedding_width} numbers"
+        )
+    variables = convert.from_torch(state_dict, model)
+    note = f"converted from {options.file.name}"
+    save_model(options.out, variables, RunInfo(RunConfig(model=model), features, "imported", note))
+    console = Console(options.quiet)
+    console.say(f"converted: {options.out} (width {model.width}, {model.num_layers} layers)")
+    console.say(
+        "the published model was trained on ImageBind embeddings; with the spectral embedding it is a start "
+        "for training (--set training.init_from=...), not a finished model"
+    )
+
+
+def _convert_imagebind(options: argparse.Namespace) -> None:
+    from data_prep.imagebind import weights
+    from dsaml_jax.progress import Console
+
+    if options.out.exists():
+        raise UsageError(f"{options.out} exists; choose another --out")
+    weights.save(options.out, weights.read_published(options.file), source=options.file.name)
+    console = Console(options.quiet)
+    console.say(f"converted: {options.out}, the audio tower of ImageBind ({weights.LICENCE})")
+    console.say(f"next: dsaml prepare ... --embedding imagebind --imagebind-weights {options.out}")
