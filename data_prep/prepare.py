@@ -38,7 +38,8 @@ def prepare(
       limit: only so many songs, of those that have sound.
       weights: of ImageBind, for the embeddings that need them.
       workers: processes; None takes all cores.
-      engine: another way to run the work, such as :func:`data_prep.beam.beam_engine`.
+      engine: another way to run the work, such as :func:`data_prep.beam.beam_engine`; shows its own
+        progress, if any.
       display: shows progress.
       on_checked: told which files are missing or damaged, before the work begins.
 
@@ -51,12 +52,8 @@ def prepare(
     with display("checking") as progress:
         checked = check(corpus, limit=limit, workers=workers, progress=progress)
     on_checked(checked)
+    if engine is not None:
+        return write_dataset(corpus, checked, out, config, weights=weights, engine=engine)
     with display("features") as progress:
-        return write_dataset(
-            corpus,
-            checked,
-            out,
-            config,
-            weights=weights,
-            engine=engine or local_engine(workers, progress),
-        )
+        local = local_engine(workers, progress)
+        return write_dataset(corpus, checked, out, config, weights=weights, engine=local)

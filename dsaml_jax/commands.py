@@ -68,7 +68,7 @@ def prepare_command(options: argparse.Namespace) -> None:
         limit=limit,
         weights=options.imagebind_weights,
         workers=options.workers,
-        engine=_engine(options),
+        engine=_engine(options, console),
         display=console.counter,
         on_checked=show,
     )
@@ -133,13 +133,14 @@ def _feature_config(options: argparse.Namespace) -> FeatureConfig:
     )
 
 
-def _engine(options: argparse.Namespace) -> Engine | None:
+def _engine(options: argparse.Namespace, console: Console) -> Engine | None:
     if not options.beam_runner:
         if options.beam_options:
             raise UsageError("--beam-options belong to a --beam-runner")
         return None
     from data_prep.beam import beam_engine
 
+    console.say(f"features: computed by Beam's {options.beam_runner}")
     return beam_engine(options.beam_runner, shlex.split(options.beam_options), options.workers)
 
 
