@@ -177,7 +177,7 @@ def _require_nothing_lost(
     lost = sorted(held.keys() - sounds.keys())
     if lost:
         raise DataError(
-            f"{folder} holds {len(lost)} songs that are not asked for now ({lost[0]}, ...); "
+            f"{folder} holds {len(lost)} songs that are not asked for, or have no sound, now ({lost[0]}, ...); "
             "delete it, or choose another --out"
         )
     if held and not set(held.values()) & set(sounds.values()):

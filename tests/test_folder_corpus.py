@@ -6,12 +6,15 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.base import DataError
 from data_prep.curves import on_grid
 from data_prep.folder import COLUMNS, TABLE, corpus_name, read_annotations, read_folder
+from data_prep.shards import read_corpus
+from dsaml_jax.cli import main
 from tests.deam_files import almost_csv
 
 FUZZ = settings(
@@ -260,3 +263,38 @@ def test_points_exactly_a_second_apart_are_joined(offset):
     curve = on_grid(np.stack([times, times / 30 - 0.5, times / 30 - 0.5], axis=1), 58, start=0.0)
     inside = (np.arange(58) / 2 >= times[0]) & (np.arange(58) / 2 <= times[-1])
     np.testing.assert_array_equal(np.isfinite(curve).all(axis=1), inside)
+
+
+def test_names_are_found_in_either_unicode_form(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    root = make_folder(tmp_path / "lab", ramp(composed, "ann", [1, 1.5, 2]), audio=[decomposed])
+    assert read_folder(root).songs[0].audio is not None
+
+
+def test_a_study_goes_through_prepare(tmp_path, capsys):
+    times = np.arange(0, 40, 0.1).round(1)
+    rows = []
+    for number, song in enumerate(("one song", "two", "3")):
+        for annotator in ("ann", "ben"):
+            values = np.sin(times / 5 + number).round(3) * (0.5 if annotator == "ann" else 0.2)
+            rows += [(song, annotator, t, v, -v) for t, v in zip(times, values, strict=True)]
+    root = make_folder(tmp_path / "lab", rows)
+    for song in ("one song", "two", "3"):
+        sound = 0.1 * np.random.RandomState(0).randn(8000 * 41)
+        soundfile.write(root / "audio" / f"{song}.ogg", sound, 8000)
+    arguments = ["prepare", "folder", "--root", root, "--out", tmp_path / "out", "--features", "tiny",
+                 "--name", "my_study", "--workers", "1"]  # fmt: skip
+    assert main([str(argument) for argument in arguments]) == 0
+    corpus = read_corpus(tmp_path / "out")
+    assert corpus.name == "my_study" and set(corpus.song_ids) == {"one song", "two", "3"}
+    assert sorted(corpus.split) == ["test", "train", "validation"]
+    assert corpus.song_steps.tolist() == [80] * 3 and len(corpus.rating_song) == 6
+    np.testing.assert_allclose(corpus.ratings[:79, 0], rows_of(rows, corpus, 0), atol=1e-6)
+
+
+def rows_of(rows, corpus, rating):
+    """Arousal of a rating at its half seconds."""
+    song = corpus.song_ids[corpus.rating_song[rating]]
+    annotator = corpus.annotator_ids[corpus.rating_annotator[rating]]
+    mine = {row[2]: row[3] for row in rows if row[:2] == (song, annotator)}
+    return [mine[step / 2] for step in range(79)]

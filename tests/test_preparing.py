@@ -271,7 +271,7 @@ def old_features(corpus, index):
 
 
 def test_a_smaller_request_does_not_replace_a_larger_dataset(root, whole):
-    with pytest.raises(DataError, match="holds 196 songs that are not asked for now"):
+    with pytest.raises(DataError, match="holds 196 songs that are not asked for"):
         prepare(read_deam(root), whole.parents[2], CONFIG, limit=4, workers=1)
     assert len(read_corpus(whole).song_ids) == 200
 
