@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.analysis import embedder
 from data_prep.base import DataError
 from data_prep.examples import analyse_job
-from data_prep.features import FeatureConfig, embedder
+from data_prep.features import FeatureConfig
 from data_prep.writing import Engine, Shard, write_shard
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.analysis import Embed, SongAnalysis, analyse, finish
 from data_prep.audio import load_audio
 from data_prep.base import DataError, Song
-from data_prep.features import Embed, FeatureConfig, SongAnalysis, analyse, finish
+from data_prep.features import FeatureConfig
 
 RECORD_OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord: float16 patches compress by a ninth and are then read five times slower."""

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data_prep.analysis import Embed, SongAnalysis, embedder
 from data_prep.base import replacing
 from data_prep.examples import (
     RECORD_OPTIONS,
@@ -26,7 +27,7 @@ from data_prep.examples import (
     features_dict,
     make_example,
 )
-from data_prep.features import Embed, FeatureConfig, SongAnalysis, embedder
+from data_prep.features import FeatureConfig
 from data_prep.parallel import Progress, parallel_map
 
 MARK_SUFFIX = ".done"

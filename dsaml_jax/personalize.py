@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
 from data_prep.audio import MAX_SECONDS, load_audio
 from data_prep.base import DataError, replacing
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
-from data_prep.features import Embed, FeatureConfig, SongFeatures, analyse, embedder, finish
+from data_prep.features import FeatureConfig
 from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener

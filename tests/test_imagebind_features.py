@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep import features
+from data_prep import analysis
+from data_prep.analysis import analyse, finish
 from data_prep.audio import load_audio
 from data_prep.base import DataError
 from data_prep.deam import read_deam
-from data_prep.features import TINY, FeatureConfig, analyse, finish
+from data_prep.features import TINY, FeatureConfig
 from data_prep.imagebind import Embedder, weights
 from data_prep.imagebind.fbank import stretch_clips
 from data_prep.prepare import prepare
@@ -129,7 +130,7 @@ def test_interrupted_embedding_goes_on(root, weights_file, tmp_path, monkeypatch
     digest = weights.digest(weights_file)
     config = FeatureConfig(**{**vars(TINY), "embedding": "imagebind", "weights": digest})
     embedded = []
-    original = features.embedder(config, weights_file)
+    original = analysis.embedder(config, weights_file)
     monkeypatch.setattr(
         "data_prep.writing.embedder",
         lambda *_: lambda clips: (embedded.append(len(clips)), original(clips))[1],

@@ -24,12 +24,13 @@ import numpy as np
 import soundfile
 from timing import interleaved, measured_on, write_result
 
+from data_prep.analysis import SongAnalysis, analyse
 from data_prep.audio import load_audio
 from data_prep.base import AnnotatedCorpus, Rating, Song
 from data_prep.dataset import write_dataset
 from data_prep.deam import read_deam
 from data_prep.examples import RECORD_OPTIONS, features_dict
-from data_prep.features import FeatureConfig, SongAnalysis, analyse, log_mel, spectral_embedding
+from data_prep.features import FeatureConfig, log_mel, spectral_embedding
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
 from data_prep.synthetic import write_corpus
