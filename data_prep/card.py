@@ -79,7 +79,7 @@ def card_text(facts: dict[str, Any]) -> str:
         "![Songs on the valence-arousal plane](plane.png)",
         "### Features",
         _features(facts["features"]),
-        "### Songs without features",
+        "### Files missing, damaged or short",
         _list(facts["left_out"], "None."),
         "## Notes",
         _list(facts["notes"], "None."),
