@@ -138,7 +138,7 @@ def _imagebind_input(
     """
     from data_prep.imagebind.fbank import PUBLISHED_RATE, TRAINING_RATE
 
-    published = config.embedding == "imagebind-published"
+    published = config.embedding == "imagebind-reference"
     margin = WINDOW_HOP if config.embedding_per == "step" and not published else 0
     before = min(first, margin)
     part = waveform[_samples(first - before, before + steps + margin, sample_rate)]

@@ -14,7 +14,7 @@ CARD_FILE = "README.md"
 _EMBEDDINGS = {
     "spectral": "spectral: eight statistics of every mel band; no weights",
     "imagebind": "ImageBind's audio tower, at the 16 kHz it was trained on (weights CC-BY-NC 4.0)",
-    "imagebind-published": "ImageBind's audio tower fed 44.1 kHz, as the published implementation does "
+    "imagebind-reference": "ImageBind's audio tower fed 44.1 kHz, as the published implementation does "
     "(weights CC-BY-NC 4.0)",
 }
 

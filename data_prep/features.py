@@ -21,8 +21,8 @@ WINDOW_HOP = WINDOW_STEPS // 2
 SPECTRAL_STATISTICS = 8
 IMAGEBIND_WIDTH = 1024
 
-Embedding = Literal["spectral", "imagebind", "imagebind-published"]
-EMBEDDINGS: tuple[Embedding, ...] = ("spectral", "imagebind", "imagebind-published")
+Embedding = Literal["spectral", "imagebind", "imagebind-reference"]
+EMBEDDINGS: tuple[Embedding, ...] = ("spectral", "imagebind", "imagebind-reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FeatureConfig:
       hop_ms: between frames; must divide the half second of a step.
       mel_bands: `M`.
       embedding: `spectral`, eight statistics of every mel band: no weights, deterministic.
-        `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-published`,
+        `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-reference`,
         the same read as the published implementation of DSAML does: at 44.1 kHz, only the annotated
         stretch of the file, repeated at its edges.
       embedding_per: `clip`, one embedding for each window of 30 s, or `step`, one for the 30 s

@@ -151,7 +151,7 @@ def _add_prepare(add: Add) -> None:
     prepare.add_argument("--embedding", choices=EMBEDDINGS, default="spectral",
                          help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
                               "imagebind: its audio tower, at the rate it was trained on\n"
-                              "imagebind-published: the same, fed 44.1 kHz as published")  # fmt: skip
+                              "imagebind-reference: the same, fed 44.1 kHz as published")  # fmt: skip
     prepare.add_argument("--embedding-per", choices=("clip", "step"), default="clip",
                          help="clip: one embedding per window of 30 s\nstep: one for the 30 s around every step (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--embedding-dtype", choices=("float32", "bfloat16"), default="float32",

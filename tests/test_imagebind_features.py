@@ -108,7 +108,7 @@ def test_only_what_the_model_reads_is_embedded(per, rows):
 
 def test_the_published_reading_knows_the_annotated_stretch_only():
     """The file is cut to it first, and windows that reach out of it are filled from it."""
-    config = FeatureConfig(16_000, 60, 50, 8, "imagebind-published", "step", weights="0" * 8)
+    config = FeatureConfig(16_000, 60, 50, 8, "imagebind-reference", "step", weights="0" * 8)
     waveform = np.random.RandomState(0).randn(16_000 * 60).astype(np.float32) * 0.1
     read = []
     finish(analyse(waveform, 16_000, config, start=15.0, steps=60), remembering(read))
