@@ -53,6 +53,11 @@ def is_flat(curve: np.ndarray) -> bool:
     return not len(labelled) or float(np.abs(labelled - labelled.mean()).mean()) < FLAT_LEVEL
 
 
+def stack_curves(arousal: np.ndarray, valence: np.ndarray, steps: int) -> np.ndarray:
+    """Two curves `[n]`, cut to at most `steps`, side by side: `[min(n, steps), 2]` float32."""
+    return np.stack([arousal[:steps], valence[:steps]], axis=-1).astype(np.float32)
+
+
 def mean_curve(curves: np.ndarray) -> np.ndarray:
     """Mean of `[k, ...]` over those of the k that are labelled at each place; NaN where none is."""
     labelled = np.isfinite(curves)

@@ -103,15 +103,15 @@ def _prepare(
     _undo_half_replaced(folder)
     identity = fingerprint(songs, checked.digests)
     sounds = {song.song_id: sound_key(song, checked.digests[song.song_id]) for song in songs}
-    known, finished = _state(folder)
+    known, intact = _state(folder)
     working = folder.parent / f"{_WORKING}{identity}"
     if known == identity:
-        place = folder  # complete, or to be mended where it is
+        place, finished = folder, intact  # complete, or to be mended where it is
     else:
-        _require_nothing_lost(folder, finished, sounds)
+        _require_nothing_lost(folder, intact, sounds)
         place, finished = working, read_marks(working)
         place.mkdir(exist_ok=True)
-    made = _examples_elsewhere(folder, place)
+    made = _examples_elsewhere(folder, intact, place)
     jobs = [Job(song, sounds[song.song_id], made.get(sounds[song.song_id])) for song in songs]
     plan = _plan(place, corpus.name, jobs)
     results = {result.file: result for result in finished}
@@ -187,11 +187,19 @@ def _require_nothing_lost(
         )
 
 
-def _examples_elsewhere(folder: Path, place: Path) -> dict[str, tuple[str, int]]:
-    """Sound key -> shard and row, of earlier states of the dataset and of interrupted preparations."""
+def _examples_elsewhere(
+    folder: Path, intact: list[ShardResult], place: Path
+) -> dict[str, tuple[str, int]]:
+    """Sound key -> shard and row, of earlier states of the dataset and of interrupted preparations.
+
+    Args:
+      folder: of the dataset.
+      intact: its shards, see :func:`_state`.
+      place: the folder that is written now; what it holds is left out.
+    """
     made: dict[str, tuple[str, int]] = {}
     others = [(other, read_marks(other)) for other in folder.parent.glob(f"{_WORKING}*")]
-    for other, results in [*others, (folder, _state(folder)[1])]:
+    for other, results in [*others, (folder, intact)]:
         if other != place:
             for result in results:
                 for row, song in enumerate(result.written.values()):

@@ -12,10 +12,12 @@ import numpy as np
 from data_prep.analysis import Embed, SongAnalysis, analyse, finish
 from data_prep.audio import load_audio
 from data_prep.base import DataError, Song
+from data_prep.curves import stack_curves
 from data_prep.features import FeatureConfig
 
 RECORD_OPTIONS = "group_size:1,uncompressed"
-"""Of ArrayRecord: float16 patches compress by a ninth and are then read five times slower."""
+"""Of ArrayRecord: zstd:3 saves a third of the benchmark's float16 patches, and they are then read at random
+three times slower (`experiments/results/preparing.md`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,12 @@ def analyse_job(work: tuple[Job, FeatureConfig]) -> SongAnalysis | str:
         return f"song {song.song_id}: no sound file"
     try:
         waveform, rate = load_audio(song.audio)
+    except DataError as error:
+        return str(error)
+    try:
         analysis = analyse(waveform, rate, config, start=song.start, steps=len(song.arousal))
     except DataError as error:
-        return f"{song.audio}: {error}".replace(f"{song.audio}: {song.audio}", str(song.audio))
+        return f"{song.audio}: {error}"  # analyse() knows the waveform only
     return dataclasses.replace(analysis, log_mel=analysis.log_mel.astype(config.dtype))
 
 
@@ -101,18 +106,14 @@ def make_example(job: Job, analysis: SongAnalysis, embed: Embed | None) -> dict[
     made = finish(analysis, embed)
     steps = len(made.log_mel)
     song = job.song
-
-    def curves(arousal: np.ndarray, valence: np.ndarray) -> np.ndarray:
-        return np.stack([arousal[:steps], valence[:steps]], axis=-1).astype(np.float32)
-
-    ratings = [curves(rating.arousal, rating.valence) for rating in song.ratings]
+    ratings = [stack_curves(rating.arousal, rating.valence, steps) for rating in song.ratings]
     return {
         "song_id": song.song_id,
         "sound": job.sound,
         "log_mel": made.log_mel,
         "embedding": made.embedding,
         "window_start": made.window_start,
-        "mean": curves(song.arousal, song.valence),
+        "mean": stack_curves(song.arousal, song.valence, steps),
         "annotator_ids": [rating.annotator_id for rating in song.ratings],
         "ratings": np.concatenate([np.zeros((0, 2), np.float32), *ratings]),
     }

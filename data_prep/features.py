@@ -25,6 +25,11 @@ Embedding = Literal["spectral", "imagebind", "imagebind-reference"]
 EMBEDDINGS: tuple[Embedding, ...] = ("spectral", "imagebind", "imagebind-reference")
 
 
+def needs_imagebind(embedding: Embedding) -> bool:
+    """Whether an embedding comes from ImageBind, which needs its weights."""
+    return embedding != "spectral"
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig:
     """How features are made. The defaults are the paper's; `tiny` makes a CPU's day.
@@ -91,8 +96,8 @@ class FeatureConfig:
 
     @property
     def uses_imagebind(self) -> bool:
-        """Whether embeddings come from ImageBind, which needs its weights."""
-        return self.embedding != "spectral"
+        """Whether the embedding comes from ImageBind, see :func:`needs_imagebind`."""
+        return needs_imagebind(self.embedding)
 
     @property
     def embedding_width(self) -> int:

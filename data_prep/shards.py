@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from data_prep.base import DataError, Provenance, Song, replacing
+from data_prep.curves import stack_curves
 from data_prep.examples import read_examples
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.parallel import Progress
@@ -118,16 +119,12 @@ def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) 
       songs: in the order of the shards.
       steps: song id -> how many steps of sound there are for it.
     """
-
-    def curves(arousal: np.ndarray, valence: np.ndarray, length: int) -> np.ndarray:
-        return np.stack([arousal[:length], valence[:length]], axis=-1).astype(np.float32)
-
     lengths = [steps[song.song_id] for song in songs]
     means, ratings, who, rated = [], [np.zeros((0, 2), np.float32)], [], []
     for index, (song, length) in enumerate(zip(songs, lengths, strict=True)):
-        means.append(curves(song.arousal, song.valence, length))
+        means.append(stack_curves(song.arousal, song.valence, length))
         for rating in song.ratings:
-            ratings.append(curves(rating.arousal, rating.valence, length))
+            ratings.append(stack_curves(rating.arousal, rating.valence, length))
             who.append(rating.annotator_id)
             rated.append(index)
     annotators, rating_annotator = np.unique(np.array(who, dtype=np.str_), return_inverse=True)

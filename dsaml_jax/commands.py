@@ -112,10 +112,10 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
 
 
 def _feature_config(options: argparse.Namespace) -> FeatureConfig:
-    from data_prep.features import TINY, FeatureConfig
+    from data_prep.features import TINY, FeatureConfig, needs_imagebind
 
     weights = ""
-    if options.embedding != "spectral":
+    if needs_imagebind(options.embedding):
         if options.imagebind_weights is None:
             raise UsageError(
                 f"--embedding {options.embedding} needs --imagebind-weights FILE (or $DSAML_IMAGEBIND), "

@@ -7,7 +7,7 @@ alternate, so that other load on the machine meets both.
 
 Command: `python experiments/benchmarks/imagebind.py` (needs the extra [torch] and 2 GB of memory; about two
 minutes on two cores).
-Result: `results/imagebind.md`.
+Result: `experiments/results/imagebind.md`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Claim: at least 5 times as fast as `librosa.feature.melspectrogram` per patch, not slower than batched
 `torch.stft` with the mel product, on the same waveform in memory, with the same result.
 Command: `python experiments/benchmarks/log_mel.py` (needs the extra [torch]; about a minute).
-Result: `results/log_mel.md`.
+Result: `experiments/results/log_mel.md`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Claims: at least 150 songs a minute from mp3 on two cores with the spectral embedding; a prepared split of 1,700
 clips is read at 400 clips a second or more; training has its first batch within 10 s of the command.
 Command: `python experiments/benchmarks/preparing.py` (8 GB of disk in --scratch, about six minutes).
-Result: `results/preparing.md`.
+Result: `experiments/results/preparing.md`.
 """
 
 from __future__ import annotations

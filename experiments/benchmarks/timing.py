@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def interleaved(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def measured_on(*packages: str) -> str:
 
 
 def write_result(name: str, text: str) -> None:
-    """Prints a result and keeps it in `results/NAME.md`."""
+    """Prints a result and keeps it in `experiments/results/NAME.md`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     print(text)
