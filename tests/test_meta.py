@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 
 from dsaml_jax import UsageError, meta
-
-
-def quadratic(params, batch):
-    """0.5 (x - c)' A (x - c): one gradient step multiplies x - c by (I - rate A)."""
-    difference = params - batch["centre"]
-    return 0.5 * difference @ batch["matrix"] @ difference
+from tests.problems import deep_loss, mlp, mlp_loss, quadratic, quadratic_tasks
 
 
 @pytest.fixture
 def tasks():
-    random = np.random.RandomState(0)
-    root = random.randn(5, 4, 4)
-    matrices = jnp.asarray(root @ root.transpose(0, 2, 1) / 4, jnp.float32)
-    centres = jnp.asarray(random.randn(2, 5, 4), jnp.float32)
-    support = {"centre": centres[0], "matrix": matrices}
-    query = {"centre": centres[1], "matrix": matrices}
-    return jnp.asarray(random.randn(4), jnp.float32), support, query
+    return quadratic_tasks()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
@@ -45,21 +34,6 @@ def test_closed_form_on_a_quadratic(tasks, name, steps):
         gradients.append(contraction.T @ outer if name == "maml" else outer)
     assert value == pytest.approx(np.mean(values), rel=1e-5)
     np.testing.assert_allclose(gradient, np.mean(gradients, axis=0), rtol=1e-4, atol=1e-5)
-
-
-def mlp_loss(params, batch):
-    """A network of the user's own: this library's meta-learning knows nothing of music."""
-    x, y = batch
-    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
-    return jnp.mean(jnp.square(hidden @ params["w2"] - y))
-
-
-def mlp(dtype=np.float32, tasks=3, width=16):
-    random = np.random.RandomState(1)
-    shapes = {"w1": (2, width), "b1": (width,), "w2": (width, 1)}
-    params = {name: jnp.asarray(random.randn(*shape), dtype) for name, shape in shapes.items()}
-    data = [jnp.asarray(random.randn(tasks, 8, n), dtype) for n in (2, 1, 2, 1)]
-    return params, tuple(data[:2]), tuple(data[2:])
 
 
 def test_finite_differences_in_float64():
@@ -140,14 +114,6 @@ def test_has_aux_keeps_the_task_axis():
     )
     assert aux.shape == (3,)
     assert value == pytest.approx(float(aux.mean()), rel=1e-6)
-
-
-def deep_loss(params, batch):
-    """Large activations, few parameters: what rematerialisation is for."""
-    x = batch
-    for _ in range(6):
-        x = jnp.tanh(x @ params)
-    return jnp.mean(jnp.square(x))
 
 
 def temporaries(name, steps):

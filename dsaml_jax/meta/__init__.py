@@ -1,26 +1,42 @@
 """Functional meta-learning: any `loss_fn(params, batch)`, any pytree of parameters.
 
-The seam: a *loss* knows the task's data and the model; :func:`adapt` takes the inner steps of one
-task; an *algorithm* says what the gradient of adapting is; :func:`meta_gradient` averages it over
-tasks. None of them knows of music.
+:func:`adapt` takes the inner steps of one task; an :class:`Algorithm` says what is learned and what the gradient
+of adapting is; :func:`meta_gradient` averages it over tasks; :func:`plan` says what that costs in memory. None of them
+knows of music.
 """
 
 from dsaml_jax.meta.adapt import adapt
-from dsaml_jax.meta.algorithms import (
-    FOMAML,
-    MAML,
-    Algorithm,
-    algorithm,
-    algorithm_names,
-)
+from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_options
+from dsaml_jax.meta.anil import ANIL
+from dsaml_jax.meta.base import Algorithm, LearnedRates
+from dsaml_jax.meta.boil import BOIL
+from dsaml_jax.meta.fomaml import FOMAML
 from dsaml_jax.meta.gradients import meta_gradient
+from dsaml_jax.meta.imaml import IMAML
+from dsaml_jax.meta.maml import MAML
+from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
+from dsaml_jax.meta.memory import MEMORY_MODES
+from dsaml_jax.meta.meta_sgd import MetaSGD
+from dsaml_jax.meta.planning import Plan, plan
+from dsaml_jax.meta.reptile import Reptile
 
 __all__ = [
+    "ANIL",
+    "BOIL",
     "FOMAML",
+    "IMAML",
     "MAML",
+    "MEMORY_MODES",
     "Algorithm",
+    "LearnedRates",
+    "MAMLPlusPlus",
+    "MetaSGD",
+    "Plan",
+    "Reptile",
     "adapt",
     "algorithm",
     "algorithm_names",
+    "algorithm_options",
     "meta_gradient",
+    "plan",
 ]

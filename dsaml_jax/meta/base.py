@@ -1,0 +1,107 @@
+"""What the meta-learner asks of a loss and of an algorithm.
+
+The seam: a *loss* knows the task's data and the model; an *algorithm* knows what is learned across tasks, how one
+task adapts, and what differentiating that means. :func:`dsaml_jax.meta.meta_gradient` puts them together. None of
+them knows of music.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+
+PyTree = Any
+
+ParameterFilter = Callable[[str], bool]
+"""Takes a parameter's path, such as `predictor/out/bias`, and says whether it is meant."""
+
+LossFn = Callable[..., jax.Array]
+"""`loss_fn(params, batch) -> scalar`, or `loss_fn(params, batch, key) -> scalar` where keys are given.
+
+*BatchNorm*: the function is pure, so it decides. To normalise by the batch, apply the model with
+`batch_norm=True` and drop the updated statistics; to stay on running statistics, close over them.
+Either way nothing hidden is carried from step to step.
+
+*Dropout*: a loss with dropout takes a third argument, a key; the same key always gives the same numbers.
+"""
+
+OuterLossFn = Callable[[PyTree, PyTree, chex.PRNGKey | None], tuple[jax.Array, Any]]
+"""`(params, query, key) -> (scalar, aux)`: the loss that a task's adapted parameters are judged by."""
+
+
+@flax.struct.dataclass
+class LearnedRates:
+    """Parameters and inner learning rates that are meta-learned together.
+
+    Attributes:
+      params: the model's parameters.
+      rates: path of each parameter that adapts -> its rate or rates.
+    """
+
+    params: PyTree
+    rates: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm(abc.ABC):
+    """A meta-learning algorithm: small, immutable, hashable.
+
+    Attributes:
+      steps: inner steps.
+      learning_rate: of the inner steps; where rates are learned, their first value.
+    """
+
+    steps: int
+    learning_rate: float
+
+    def init(self, params: PyTree) -> PyTree:
+        """What is learned across tasks, at its first value: `params`, unless an algorithm learns more."""
+        return params
+
+    def params(self, learned: PyTree) -> PyTree:
+        """The model's parameters in what is learned."""
+        return learned
+
+    @abc.abstractmethod
+    def adapt(
+        self, loss_fn: LossFn, learned: PyTree, support: PyTree, key: chex.PRNGKey | None = None
+    ) -> PyTree:
+        """The model's parameters, adapted to one task (no task axis)."""
+
+    def task_loss(
+        self,
+        loss_fn: LossFn,
+        outer: OuterLossFn,
+        learned: PyTree,
+        support: PyTree,
+        query: PyTree,
+        keys: tuple[chex.PRNGKey | None, chex.PRNGKey | None],
+        step: jax.Array | None,
+    ) -> tuple[jax.Array, Any]:
+        """Loss of one task, and aux; its gradient by `learned` *is* the algorithm's meta-gradient.
+
+        Args:
+          loss_fn: inner loss.
+          outer: judges the adapted parameters.
+          learned: see :meth:`init`.
+          support: what the task adapts to.
+          query: what it is judged on.
+          keys: for adapting and for judging.
+          step: of the meta-training, for what is annealed; None: after all annealing.
+        """
+        del step
+        return outer(self.adapt(loss_fn, learned, support, keys[0]), query, keys[1])
+
+
+def parameter_names(params: PyTree) -> list[str]:
+    """Path of each leaf, in the order of the leaves: `predictor/out/bias`."""
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree.leaves_with_path(params)
+    ]
