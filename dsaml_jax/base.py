@@ -17,6 +17,7 @@ from dsaml_jax.errors import UsageError
 
 PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
+ActivationType = Literal["float32", "bfloat16"]
 
 STEPS_PER_SECOND = 2
 """Annotations, features and predictions are all on this 2 Hz grid (DEAM and PMEmo's own)."""
@@ -51,6 +52,9 @@ class ModelConfig:
       use_adapter: ablation; without it the global embedding is not read.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
+      activations: what the layers hand on, and the factors of their matrix products. Parameters and
+        their gradients, every sum (softmax, LayerNorm, BatchNorm, the state of the LSTM, losses) and
+        the model's output are float32 in both cases.
     """
 
     width: int = 1024
@@ -69,6 +73,7 @@ class ModelConfig:
     diagonal_weight: float = 1.0
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
+    activations: ActivationType = "float32"
 
     def __post_init__(self) -> None:
         for name in ("width", "num_heads", "num_layers", "ffn_width"):
@@ -86,6 +91,8 @@ class ModelConfig:
             raise UsageError(
                 f"model.position {self.position!r} is none of relative_key, relative_key_query, absolute"
             )
+        if self.activations not in ("float32", "bfloat16"):
+            raise UsageError(f"model.activations {self.activations!r} is none of float32, bfloat16")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"model.dropout {self.dropout} must be in [0, 1)")
 

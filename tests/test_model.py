@@ -11,7 +11,7 @@ import pytest
 
 from dsaml_jax import DSAML, ModelConfig, UsageError
 from dsaml_jax.models.attention import context_mask, skew
-from dsaml_jax.models.layers import BatchNorm
+from dsaml_jax.models.spectrogram import CPU_BLOCK, SpectrogramBranch
 
 CONFIG = ModelConfig(
     width=16, num_heads=2, num_layers=2, ffn_width=16, dropout=0.0, local_context=2,
@@ -119,15 +119,57 @@ def test_running_statistics_move_only_when_mutable(data, variables):
     assert np.isfinite(out.arousal).all()
 
 
-def test_batch_norm_mask_drops_examples():
-    layer = BatchNorm()
-    x = jnp.asarray(np.random.RandomState(0).randn(4, 3, 2), jnp.float32)
-    variables = layer.init(jax.random.key(0), x, use_batch_statistics=True)
-    mask = jnp.array([True, True, True, False])
-    masked = layer.apply(variables, x, use_batch_statistics=True, mask=mask)
-    np.testing.assert_allclose(
-        masked[:3], layer.apply(variables, x[:3], use_batch_statistics=True), atol=1e-5
+def layer_by_layer(variables, patches, mask, use_batch_statistics):
+    """The spectrogram branch as the paper's layers, in NumPy's and XLA's own words."""
+    params, stats = variables["params"], variables["batch_stats"]
+    x = np.asarray(patches)[..., None]
+    for block, padding in enumerate(((2, 1), (1, 1))):
+        conv, norm = params[f"conv{block}"], params[f"norm{block}"]
+        x = jax.lax.conv_general_dilated(
+            x, conv["kernel"], (1, 1), [(p, p) for p in padding], dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )  # fmt: skip
+        x = np.asarray(x) + np.asarray(conv["bias"])
+        running = stats[f"norm{block}"]
+        counted = x[mask].reshape(-1, x.shape[-1])
+        mean, var = (
+            (counted.mean(0), counted.var(0))
+            if use_batch_statistics
+            else (np.asarray(running["mean"]), np.asarray(running["var"]))
+        )
+        x = (x - mean) / np.sqrt(var + 1e-5) * np.asarray(norm["scale"]) + np.asarray(norm["bias"])
+        x = jax.lax.reduce_window(
+            np.maximum(x, 0.0), -np.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1),
+            ((0, 0), (1, 1), (1, 1), (0, 0)),
+        )  # fmt: skip
+    out = params["conv_out"]
+    return (np.asarray(x) @ np.asarray(out["kernel"][0, 0]) + np.asarray(out["bias"])).reshape(
+        len(x), -1
     )
+
+
+@pytest.mark.parametrize("use_batch_statistics", [True, False])
+@pytest.mark.parametrize("size", [(51, 128), (11, 32), (4, 7)])
+@pytest.mark.parametrize("count", [3, CPU_BLOCK + 5])
+def test_spectrogram_branch_is_its_layers(size, count, use_batch_statistics):
+    """Windows, masks, moments from the input and blocks change nothing."""
+    random = np.random.RandomState(0)
+    patches = jnp.asarray(random.randn(count, *size) * 3 - 5, jnp.float32)
+    mask = np.arange(count) != 1
+    branch = SpectrogramBranch()
+    shapes = branch.init(jax.random.key(0), patches[:2], use_batch_statistics=True)
+    variables = jax.tree.map(
+        lambda x: jnp.asarray(0.5 + random.rand(*x.shape) * random.choice([-1, 1], x.shape), x.dtype),
+        shapes["params"],
+    )  # fmt: skip
+    stats = jax.tree.map(
+        lambda x: jnp.asarray(1.0 + random.rand(*x.shape), x.dtype), shapes["batch_stats"]
+    )
+    variables = {"params": variables, "batch_stats": stats}
+    actual = branch.apply(
+        variables, patches, use_batch_statistics=use_batch_statistics, mask=jnp.asarray(mask)
+    )
+    expected = layer_by_layer(variables, patches, mask, use_batch_statistics)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])

@@ -6,7 +6,7 @@ import chex
 import flax.linen as nn
 import jax
 
-from dsaml_jax.models.layers import Linear
+from dsaml_jax.models.layers import Linear, widened
 
 
 class ImageBindAdapter(nn.Module):
@@ -31,5 +31,7 @@ class ImageBindAdapter(nn.Module):
             chex.assert_shape(embedding, (batch, {1, steps}, self.embedding_width))
             if self.embedding_width != self.width:
                 embedding = Linear(self.width, name="embedding")(embedding)
-            fused = fused + embedding
-        return Linear(self.width, name="fusion")(nn.sigmoid(fused))
+            # In float32, because the gradient of one embedding is a sum over all steps.
+            fused = widened(fused) + widened(embedding)
+        fused = nn.sigmoid(fused).astype(spectrogram.dtype)
+        return Linear(self.width, name="fusion")(fused)

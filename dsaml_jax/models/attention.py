@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsaml_jax.base import ModelConfig
-from dsaml_jax.models.layers import Linear
+from dsaml_jax.models.layers import Linear, product, widened
 
 MASKED_SCORE = -1e30
 """Finite, so that a step that sees nobody gets a uniform row and no NaN."""
@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
           deterministic: no dropout.
 
         Returns:
-          the heads' outputs side by side `[S, B, T, D]` and the probabilities `[S, B, H, T, T]`.
+          the heads' outputs side by side `[S, B, T, D]` and the probabilities `[S, B, H, T, T]`, float32.
         """
         config = self.config
         steps, width = x.shape[-2:]
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
             return projected.reshape(*x.shape[:-1], heads, head_width).swapaxes(-2, -3)
 
         query, key, value = project("query"), project("key"), project("value")
-        scores = query @ key.swapaxes(-1, -2)
+        scores = widened(query @ key.swapaxes(-1, -2))
         if config.position != "absolute":
             table = self.param(
                 "distance",
@@ -86,14 +86,14 @@ class SelfAttention(nn.Module):
             )
             first = config.max_position - steps
             nearby = table[first : first + 2 * steps - 1]
-            scores = scores + skew(jnp.einsum("sbhtd,rd->sbhtr", query, nearby[::-1]))
+            scores = scores + skew(product("sbhtd,rd->sbhtr", query, nearby[::-1]))
             if config.position == "relative_key_query":
-                by_key = skew(jnp.einsum("sbhtd,rd->sbhtr", key, nearby))
+                by_key = skew(product("sbhtd,rd->sbhtr", key, nearby))
                 scores = scores + by_key.swapaxes(-1, -2)
-        scores = scores / np.sqrt(head_width).astype(np.float32)
+        scores = scores / np.sqrt(head_width).astype(scores.dtype)
         probabilities = nn.softmax(jnp.where(mask, scores, MASKED_SCORE))
         dropped = nn.Dropout(config.dropout)(probabilities, deterministic=deterministic)
-        mixed = (dropped @ value).swapaxes(-2, -3)
+        mixed = (dropped.astype(value.dtype) @ value).swapaxes(-2, -3)
         return mixed.reshape(*mixed.shape[:-2], width), probabilities
 
 
@@ -117,10 +117,16 @@ class EncoderLayer(nn.Module):
             x, mask, deterministic=deterministic
         )
         mixed = drop(Linear(config.width, name="attention_out")(mixed))
-        hidden = nn.LayerNorm(epsilon=1e-12, name="attention_norm")(x + mixed)
+        hidden = add_and_norm(x, mixed, name="attention_norm")
         expanded = nn.gelu(Linear(config.ffn_width, name="ffn_in")(hidden), approximate=False)
         contracted = drop(Linear(config.width, name="ffn_out")(expanded))
-        return nn.LayerNorm(epsilon=1e-12, name="ffn_norm")(hidden + contracted), probabilities
+        return add_and_norm(hidden, contracted, name="ffn_norm"), probabilities
+
+
+def add_and_norm(x: jax.Array, change: jax.Array, *, name: str) -> jax.Array:
+    """`LN(x + change)`, added and normalised in float32; for use inside a module."""
+    total = widened(x) + widened(change)
+    return nn.LayerNorm(epsilon=1e-12, name=name)(total).astype(x.dtype)
 
 
 class DualScaleEncoder(nn.Module):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import chex
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from dsaml_jax.base import ModelConfig, ModelOutput
 from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
+from dsaml_jax.models.layers import widened
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch
 
@@ -21,6 +23,9 @@ class DSAML(nn.Module):
 
     `__call__` is :meth:`encode` followed by :meth:`predict`. Long songs call them apart: the front
     end once per half-second step, the rest once per window.
+
+    Inputs are rounded to the dtype of `config.activations`, which every layer hands on; curves and
+    attention are float32.
 
     Attributes:
       config: shape and options.
@@ -72,7 +77,7 @@ class DSAML(nn.Module):
         """Front end: `[B, T, F, M]` to `[B, T, features]` (476 at 51 x 128)."""
         batch, steps, frames, bands = log_mel.shape
         features = self.spectrogram(
-            log_mel.reshape(batch * steps, frames, bands),
+            self._rounded(log_mel).reshape(batch * steps, frames, bands),
             use_batch_statistics=train if batch_norm is None else batch_norm,
             mask=None if present is None else present.reshape(-1),
         )
@@ -87,8 +92,12 @@ class DSAML(nn.Module):
         present: jax.Array | None = None,
     ) -> ModelOutput:
         """Everything behind the front end: `[B, T, features]` to curves and attention."""
-        fused = self.adapter(features, global_embedding)
+        fused = self.adapter(self._rounded(features), self._rounded(global_embedding))
         scales, attention = self.encoder(fused, deterministic=not train, present=present)
-        mixed = nn.sigmoid(scales.sum(axis=0))
+        mixed = self._rounded(nn.sigmoid(widened(scales).sum(axis=0)))
         curves = self.predictor(mixed, deterministic=not train, present=present)
         return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1], attention=attention)
+
+    def _rounded(self, x: jax.Array) -> jax.Array:
+        """To bfloat16 where the configuration says so; else as it is, which may be float64."""
+        return x.astype(jnp.bfloat16) if self.config.activations == "bfloat16" else x

@@ -1,14 +1,20 @@
-"""Parameter initialisers and the two layers whose PyTorch behaviour Flax does not offer."""
+"""Parameter initialisers, the two layers whose PyTorch behaviour Flax does not offer, and their arithmetic.
+
+Every layer hands on the dtype it is given, float32 or bfloat16; the model decides once, for its inputs. Parameters
+are float32 and meet activations in :func:`product`; where else many numbers are summed, they are summed in float32.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
@@ -19,6 +25,21 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def product(subscripts: str, x: jax.Array, parameter: jax.Array) -> jax.Array:
+    """`einsum(subscripts, x, parameter)` in float32, of factors in the dtype of `x`.
+
+    The parameter is rounded here, at each use, so that its gradient is summed over its uses in float32. bfloat16
+    factors give a bfloat16 product (whose sum hardware keeps in float32) for the sake of the backward pass: its
+    factors are then bfloat16 too.
+    """
+    return widened(jnp.einsum(subscripts, x, parameter.astype(x.dtype)))
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """`x` in float32 at least: what sums are taken of. float64 stays."""
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 class Linear(nn.Module):
@@ -36,76 +57,59 @@ class Linear(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        return x @ kernel + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        summed = product("...i,io->...o", x, kernel) + bias.reshape(
+            (1,) * (x.ndim - 1) + bias.shape
+        )
+        return summed.astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over every axis but the last, with PyTorch's running variance.
+    """Batch normalisation as one multiply and one add per channel, with PyTorch's running variance.
 
-    It differs from `flax.linen.BatchNorm` in three ways that the method needs: the running variance
-    is the *unbiased* one (as in PyTorch), whole examples can be masked out of the statistics, and
-    the running statistics may be updated while they are also the ones that normalise, which is how
-    the inner loop of MAML can stay on fixed statistics that still follow the data.
+    It differs from `flax.linen.BatchNorm` in four ways that the method needs: the running variance
+    is the *unbiased* one (as in PyTorch); whoever calls says how the moments of the batch are found, so
+    that masks and shortcuts are theirs; the running statistics may be updated while they are also the
+    ones that normalise, which is how the inner loop of MAML can stay on fixed statistics that still
+    follow the data; and it gives coefficients, which the caller may fold into what comes before.
 
     Running statistics live in the collection `batch_stats` and change only when it is mutable.
 
     Attributes:
+      channels: `C`.
       momentum: share of the old running value that is kept (PyTorch's 0.1 is 0.9 here).
       epsilon: added to the variance.
     """
 
+    channels: int
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, use_batch_statistics: bool, mask: jax.Array | None = None
-    ) -> jax.Array:
-        """Normalises.
+        self, moments: Callable[[], Moments], *, use_batch_statistics: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """`factor, shift`, `[C]` each: `x * factor + shift` is the normalised `x`.
 
         Args:
-          x: `[N, ..., C]`.
-          use_batch_statistics: normalise by the statistics of `x` rather than the running ones.
-          mask: `[N]` bool; false examples do not enter the statistics.
+          moments: gives mean `[C]`, biased variance `[C]` and count of the batch; called only if needed.
+          use_batch_statistics: normalise by them rather than by the running statistics.
         """
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        scale = self.param("scale", nn.initializers.ones, (self.channels,))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (self.channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (self.channels,))
 
         update = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        normal_mean, normal_var = running_mean.value, running_var.value
         if use_batch_statistics or update:
-            mean, var, count = masked_moments(x, mask)
+            mean, var, count = moments()
+            chex.assert_shape([mean, var], (self.channels,))
+            if use_batch_statistics:
+                normal_mean, normal_var = mean, var
         if update:
             unbiased = var * count / jnp.maximum(count - 1.0, 1.0)
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1.0 - keep) * mean
             running_var.value = keep * running_var.value + (1.0 - keep) * unbiased
-        if not use_batch_statistics:
-            mean, var = running_mean.value, running_var.value
-        # One multiply and one add per element; broadcasting is spelled out.
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shape = (1,) * (x.ndim - 1) + (channels,)
-        return x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)
-
-
-def masked_moments(x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, biased variance and count over all axes but the last.
-
-    Args:
-      x: `[N, ..., C]`.
-      mask: `[N]` bool or None.
-
-    Returns:
-      `[C]`, `[C]` and a scalar: the number of values behind each.
-    """
-    per_example = math.prod(x.shape[1:-1])
-    inner = tuple(range(1, x.ndim - 1))
-    weights = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
-    count = jnp.maximum(jnp.sum(weights) * per_example, 1.0)
-    # Reduce each example first, so that the mask costs N and not N * height * width multiplies.
-    mean = weights @ jnp.sum(x, inner) / count
-    centred = x - mean.reshape((1,) * (x.ndim - 1) + mean.shape)
-    var = weights @ jnp.sum(jnp.square(centred), inner) / count
-    return mean, var, count
+        factor = scale * jax.lax.rsqrt(normal_var + self.epsilon)
+        return factor, bias - normal_mean * factor

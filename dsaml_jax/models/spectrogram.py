@@ -1,71 +1,55 @@
-"""Spectrogram branch: one log-mel patch (half a second) to one feature vector (DSAML, section 3.1)."""
+"""Spectrogram branch: one log-mel patch (half a second) to one feature vector (DSAML, section 3.1).
+
+Two blocks of convolution, BatchNorm, ReLU and 2 x 2 max-pooling, and a 1 x 1 convolution. Most of the model's time at
+small widths, and most of its memory, are here, so it is not written layer by layer:
+
+* A pooling window and all the inputs it sees are one row of a matrix product: a convolution's four outputs there, side
+  by side. Pooling is then a maximum of four neighbours in memory, and under `vmap` over annotators, each with a kernel
+  of their own, the product becomes a batched product, where XLA makes a grouped convolution of a convolution.
+* The first block has one input channel, so the mean and variance of its output follow from those of the input
+  (:func:`moments_after`): its output, the largest array of the model, is normalised while it is made.
+* On a CPU patches go through in blocks that stay in the cache, made again in the backward pass.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dsaml_jax.models.layers import BatchNorm, uniform_fan_in
+from dsaml_jax.models.layers import BatchNorm, Moments, product, uniform_fan_in, widened
+
+CPU_BLOCK = 60
+"""Patches at once on a CPU: 30 s of music, whose largest array (13 MB) fits a last-level cache."""
 
 
-class PatchConv(nn.Module):
-    """Convolution over `[N, height, width, C]`, written as shifted copies and one matrix product.
-
-    Under `vmap` over annotators every annotator has a kernel of their own. XLA turns a vmapped
-    convolution into a grouped one, which is 3 times slower on a CPU than the batched matrix product
-    this becomes; without `vmap` the two cost the same.
+class Convolution(nn.Module):
+    """Parameters of a convolution.
 
     Attributes:
-      features: output channels.
+      channels: of the input.
+      features: of the output.
       kernel_size: height, width.
-      padding: zeros on each side of height, width.
     """
 
+    channels: int
     features: int
     kernel_size: tuple[int, int]
-    padding: tuple[int, int]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[N, h, w, C]` to `[N, h + 2 pad - kernel + 1, ..., features]`."""
-        kernel_h, kernel_w = self.kernel_size
-        pad_h, pad_w = self.padding
-        channels = x.shape[-1]
-        init = uniform_fan_in(kernel_h * kernel_w * channels)
-        kernel = self.param("kernel", init, (kernel_h, kernel_w, channels, self.features))
-        bias = self.param("bias", init, (self.features,))
-        height = x.shape[1] + 2 * pad_h - kernel_h + 1
-        width = x.shape[2] + 2 * pad_w - kernel_w + 1
-        padded = jnp.pad(x, ((0, 0), (pad_h, pad_h), (pad_w, pad_w), (0, 0)))
-        shifts = [
-            padded[:, i : i + height, j : j + width]
-            for i in range(kernel_h)
-            for j in range(kernel_w)
-        ]
-        columns = jnp.concatenate(shifts, axis=-1)
-        return columns @ kernel.reshape(-1, self.features) + bias.reshape(1, 1, 1, -1)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """2 x 2 max-pool, stride 2, padding 1, of values that are >= 0: `[N, h, w, C]`.
-
-    Slices and `maximum` rather than `reduce_window`, whose backward pass is slow on a CPU. Zero
-    padding equals the usual -inf because every caller has a ReLU in front.
-    """
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    x = x[:, :height, :width]
-    x = jnp.maximum(x[:, 0::2], x[:, 1::2])
-    return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
+        """Kernel `[kernel height, kernel width, channels, features]` and bias `[features]`."""
+        shape = (*self.kernel_size, self.channels, self.features)
+        init = uniform_fan_in(self.kernel_size[0] * self.kernel_size[1] * self.channels)
+        return self.param("kernel", init, shape), self.param("bias", init, (self.features,))
 
 
 class SpectrogramBranch(nn.Module):
-    """Two conv-BatchNorm-ReLU-pool blocks and a 1 x 1 convolution (DSAML's section 3.1).
-
-    Frames are the height and mel bands the width. A 51 x 128 patch becomes 14 x 34 = 476 numbers.
-    """
+    """Frames are the height and mel bands the width. A 51 x 128 patch becomes 14 x 34 = 476 numbers."""
 
     @nn.compact
     def __call__(
@@ -76,20 +60,205 @@ class SpectrogramBranch(nn.Module):
         Args:
           patches: `[N, F, M]` log-mel.
           use_batch_statistics: see :class:`BatchNorm`.
-          mask: `[N]` bool, the patches that exist.
+          mask: `[N]` bool, the patches that exist; others do not enter the statistics.
 
         Returns:
-          `[N, features]`, the last map flattened row by row.
+          `[N, features]`, the last map flattened row by row, in the dtype of `patches`.
         """
         chex.assert_rank(patches, 3)
-        x = patches[..., None]
-        for block, (features, kernel_size, padding) in enumerate(
-            ((8, (3, 1), (2, 1)), (16, (3, 3), (1, 1)))
-        ):
-            x = PatchConv(features, kernel_size, padding, name=f"conv{block}")(x)
-            x = BatchNorm(name=f"norm{block}")(
-                x, use_batch_statistics=use_batch_statistics, mask=mask
+        weights = jnp.ones(len(patches), bool) if mask is None else mask
+        weights = weights.astype(widened(patches).dtype)
+        (kernel0, bias0), padding0 = Convolution(1, 8, (3, 1), name="conv0")(), (2, 1)
+        (kernel1, bias1), padding1 = Convolution(8, 16, (3, 3), name="conv1")(), (1, 1)
+        kernel_out, bias_out = Convolution(16, 1, (1, 1), name="conv_out")()
+
+        factor0, shift0 = BatchNorm(8, name="norm0")(
+            lambda: moments_after(patches, kernel0, bias0, padding0, weights),
+            use_batch_statistics=use_batch_statistics,
+        )
+        exists0 = outputs_in_windows(patches.shape[1:], (3, 1), padding0)
+        exists1 = outputs_in_windows(exists0.shape[:2], (3, 3), padding1)
+
+        def two_convolutions(patches: jax.Array) -> jax.Array:
+            x = convolve_windows(
+                patches[..., None],
+                kernel0 * factor0[None, None, None],
+                padding0,
+                bias=bias0 * factor0 + shift0,
             )
-            x = max_pool(nn.relu(x))
-        x = PatchConv(1, (1, 1), (0, 0), name="conv_out")(x)
-        return x.reshape(x.shape[0], -1)
+            return convolve_windows(pool(x, exists0), kernel1, padding1)
+
+        x = in_blocks(two_convolutions, patches)
+        # The second bias is added with the normalisation, and moves the mean alone.
+        factor1, shift1 = BatchNorm(16, name="norm1")(
+            lambda: masked_moments(x, exists1, weights, bias1),
+            use_batch_statistics=use_batch_statistics,
+        )
+
+        def normalise_and_project(x: jax.Array) -> jax.Array:
+            shift = bias1 * factor1 + shift1
+            normalised = widened(x) * factor1[None, None, None, None]
+            normalised = (normalised + shift[None, None, None, None]).astype(x.dtype)
+            out = product("...c,co->...o", pool(normalised, exists1), kernel_out[0, 0])
+            return (out + bias_out[None, None, None]).astype(x.dtype)
+
+        return in_blocks(normalise_and_project, x).reshape(len(patches), -1)
+
+
+def convolve_windows(
+    x: jax.Array, kernel: jax.Array, padding: tuple[int, int], bias: jax.Array | None = None
+) -> jax.Array:
+    """Convolution with its outputs in groups of four: the 2 x 2 pooling windows (stride 2, padding 1).
+
+    Args:
+      x: `[N, h, w, C]`.
+      kernel: `[kernel height, kernel width, C, O]`.
+      padding: zeros on each side of height and width.
+      bias: `[O]`.
+
+    Returns:
+      `[N, H, W, 4, O]` for the `H x W` windows; see :func:`outputs_in_windows` for which of the four exist.
+    """
+    kernel_h, kernel_w, channels, features = kernel.shape
+    rows, columns = _windows(x.shape[1:3], (kernel_h, kernel_w), padding)
+    # Columns are read in pairs: the windows' stride is then a reshape, and what is copied is contiguous.
+    pairs = (kernel_w + 1) // 2
+    need = (2 * (rows - 1) + kernel_h + 1, 2 * (columns - 1 + pairs))
+    edges = [
+        (pad + 1, max(0, n - pad - 1 - size))
+        for pad, n, size in zip(padding, need, x.shape[1:3], strict=True)
+    ]
+    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)))[:, :, : need[1]]
+    paired = padded.reshape(len(x), -1, need[1] // 2, 2 * channels)
+    seen = [
+        paired[:, i : i + 2 * rows - 1 : 2, j : j + columns]
+        for i in range(kernel_h + 1)
+        for j in range(pairs)
+    ]
+    matrix = jnp.zeros((kernel_h + 1, kernel_w + 1, channels, 4, features), kernel.dtype)
+    for i, j in np.ndindex(2, 2):
+        matrix = matrix.at[i : i + kernel_h, j : j + kernel_w, :, 2 * i + j].set(kernel)
+    matrix = matrix.reshape(-1, 4 * features)
+    if bias is not None:  # as one more row: a sum over all windows is slower than a longer product
+        seen.append(jnp.ones((*seen[0].shape[:-1], 1), x.dtype))
+        matrix = jnp.concatenate([matrix, jnp.tile(bias, 4)[None]])
+    # Two axes, because a gradient that contracts three is slow.
+    products = product("wi,io->wo", jnp.concatenate(seen, axis=-1).reshape(-1, len(matrix)), matrix)
+    return products.astype(x.dtype).reshape(len(x), rows, columns, 4, features)
+
+
+def outputs_in_windows(
+    size: tuple[int, ...], kernel_size: tuple[int, int], padding: tuple[int, int]
+) -> np.ndarray:
+    """`[H, W, 4]` bool: which outputs of a convolution each pooling window really has (at the edges, not all)."""
+    inside = []
+    for length, kernel, pad, windows in zip(
+        size, kernel_size, padding, _windows(size, kernel_size, padding), strict=True
+    ):
+        place = 2 * np.arange(windows)[:, None] - 1 + np.arange(2)[None]
+        inside.append((place >= 0) & (place < length + 2 * pad - kernel + 1))
+    both = inside[0][:, None, :, None] & inside[1][None, :, None, :]
+    return both.reshape(*both.shape[:2], 4)
+
+
+def _windows(
+    size: tuple[int, ...], kernel_size: tuple[int, int], padding: tuple[int, int]
+) -> tuple[int, int]:
+    """How many pooling windows there are, down and across."""
+    down, across = (
+        (length + 2 * pad - kernel + 1) // 2 + 1
+        for length, kernel, pad in zip(size, kernel_size, padding, strict=True)
+    )
+    return down, across
+
+
+def pool(x: jax.Array, exists: np.ndarray) -> jax.Array:
+    """ReLU and maximum of each window: `[N, H, W, 4, C]` to `[N, H, W, C]`."""
+    x = jnp.where(exists[None, ..., None], nn.relu(x), 0.0)
+    return jnp.maximum(
+        jnp.maximum(x[..., 0, :], x[..., 1, :]), jnp.maximum(x[..., 2, :], x[..., 3, :])
+    )
+
+
+def moments_after(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    padding: tuple[int, int],
+    weights: jax.Array,
+) -> Moments:
+    """Moments of a convolution's output from those of its input, without making the output.
+
+    With `m` the mean of what each tap of the kernel sees and `S` the covariance, the output of the kernel `k` has mean
+    `m k + bias` and variance `k S k`.
+
+    Args:
+      x: `[N, h, w]`, one channel.
+      kernel: `[kernel height, kernel width, 1, O]`.
+      bias: `[O]`.
+      padding: zeros on each side of height and width.
+      weights: `[N]`, 0 for examples that do not count and 1 for the others.
+    """
+    kernel_h, kernel_w, _, features = kernel.shape
+    (pad_h, pad_w), (_, height, width) = padding, x.shape
+    height, width = height + 2 * pad_h - kernel_h + 1, width + 2 * pad_w - kernel_w + 1
+    padded = jnp.pad(widened(x), ((0, 0), (pad_h, pad_h), (pad_w, pad_w)))
+    taps = jnp.stack(
+        [
+            padded[:, i : i + height, j : j + width]
+            for i in range(kernel_h)
+            for j in range(kernel_w)
+        ],
+        axis=1,
+    )  # [N, taps, height, width]
+    count = jnp.maximum(jnp.sum(weights) * height * width, 1.0)
+    # The second pass takes out what rounding left of the first one's mean.
+    mean = weights @ _sum_of_maps(taps) / count
+    centred = taps - mean[None, :, None, None]
+    left = weights @ _sum_of_maps(centred) / count
+    products = _sum_of_maps(centred[:, :, None] * centred[:, None])  # [N, taps, taps]
+    covariance = jnp.einsum("n,nab->ab", weights, products) / count - left[:, None] * left[None]
+    by_tap = kernel.reshape(-1, features)
+    variance = jnp.einsum("ao,ab,bo->o", by_tap, covariance, by_tap)
+    return (mean + left) @ by_tap + bias, variance, count
+
+
+def _sum_of_maps(x: jax.Array) -> jax.Array:
+    """Sum over the last two axes, rows first: thousands of numbers in one go would lose a digit.
+
+    The barrier keeps the compiler from making one sum of the two.
+    """
+    return jnp.sum(jax.lax.optimization_barrier(jnp.sum(x, axis=-1)), axis=-1)
+
+
+def masked_moments(
+    x: jax.Array, exists: np.ndarray, weights: jax.Array, bias: jax.Array
+) -> Moments:
+    """Moments of `x + bias` over all axes but the last.
+
+    Args:
+      x: `[N, H, W, 4, C]`.
+      exists: `[H, W, 4]` bool; others do not count.
+      weights: `[N]`, 0 for examples that do not count and 1 for the others.
+      bias: `[C]`.
+    """
+    x = widened(x)
+    count = jnp.maximum(jnp.sum(weights) * int(exists.sum()), 1.0)
+    # Reduce each example first, so that its weight costs N and not N * H * W multiplies.
+    inner = (1, 2, 3)
+    there = exists[None, ..., None]
+    mean = weights @ jnp.sum(jnp.where(there, x, 0.0), inner) / count
+    centred = jnp.where(there, x - mean[None, None, None, None], 0.0)
+    return mean + bias, weights @ jnp.sum(jnp.square(centred), inner) / count, count
+
+
+def in_blocks(fn: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`fn(x)` for an `fn` that treats examples by themselves; on a CPU in blocks, made again in the backward pass."""
+    examples = len(x)
+    if jax.default_backend() != "cpu" or examples <= CPU_BLOCK:
+        return fn(x)
+    short = -examples % CPU_BLOCK
+    padded = jnp.pad(x, ((0, short), *((0, 0),) * (x.ndim - 1)))
+    blocks = padded.reshape(-1, CPU_BLOCK, *x.shape[1:])
+    done = jax.lax.map(jax.checkpoint(fn), blocks)
+    return done.reshape(-1, *done.shape[2:])[:examples]
