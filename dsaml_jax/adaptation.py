@@ -14,29 +14,66 @@ from typing import Any
 
 import chex
 import jax
+import optax
 
 from dsaml_jax import losses, meta
 from dsaml_jax.base import PyTree, SongBatch
 from dsaml_jax.config import MetaConfig
-from dsaml_jax.meta.adapt import LossFn
+from dsaml_jax.meta.base import LossFn
 from dsaml_jax.models.dsaml import DSAML
 
 Terms = dict[str, jax.Array]
 
 
+HEAD = "predictor/out"
+"""The last layer: what ANIL adapts and BOIL does not, unless the configuration names another head."""
+
+
 def inner_algorithm(config: MetaConfig) -> meta.Algorithm:
     """The algorithm object of a configuration."""
     prefix = config.adapts
+    if config.algorithm in ("anil", "boil") and prefix == "all":
+        prefix = HEAD
 
     def adapts(name: str) -> bool:
         return f"{name}/".startswith(f"{prefix}/")
 
+    transforms = {
+        "sgd": None,
+        "momentum": optax.trace(0.9),
+        "adam": optax.scale_by_adam(eps_root=1e-8),  # sqrt has no derivative at 0
+    }
+    options = {
+        "adapts": None if prefix == "all" else adapts,
+        "transform": transforms[config.inner_optimizer],
+        "memory": config.memory,
+        "multi_step_until": config.multi_step_until,
+        "first_order_until": config.first_order_until,
+        "proximal": config.proximal,
+        "cg_steps": config.cg_steps,
+    }
+    known = meta.algorithm_options(config.algorithm)
     return meta.algorithm(
         config.algorithm,
         steps=config.steps,
         learning_rate=config.learning_rate,
-        adapts=None if prefix == "all" else adapts,
+        **{name: value for name, value in options.items() if name in known},
     )
+
+
+def to_learned(config: MetaConfig, variables: Mapping[str, Any]) -> PyTree:
+    """What the meta-learner learns, from a model's variables; rates that are not there begin at `learning_rate`."""
+    learned = inner_algorithm(config).init(variables["params"])
+    if isinstance(learned, meta.LearnedRates) and "rates" in variables:
+        return meta.LearnedRates(learned.params, variables["rates"])
+    return learned
+
+
+def to_variables(learned: PyTree, batch_stats: PyTree) -> dict[str, Any]:
+    """`params`, `batch_stats` and, where they are learned, `rates`: what a checkpoint holds."""
+    if isinstance(learned, meta.LearnedRates):
+        return {"params": learned.params, "batch_stats": batch_stats, "rates": learned.rates}
+    return {"params": learned, "batch_stats": batch_stats}
 
 
 def apply_batch(
@@ -101,5 +138,5 @@ def adapt_to_listener(
 ) -> dict[str, Any]:
     """Variables after the inner steps on one listener's annotated windows, without dropout."""
     loss = support_loss(model, config, variables["batch_stats"])
-    adapted = inner_algorithm(config).adapt(loss, variables["params"], support)
-    return {"params": adapted, "batch_stats": variables["batch_stats"]}
+    adapted = inner_algorithm(config).adapt(loss, to_learned(config, variables), support)
+    return {**variables, "params": adapted}

@@ -14,6 +14,7 @@ from functools import partial
 
 import chex
 import flax.struct
+import jax
 import numpy as np
 
 from data_prep.shards import Corpus
@@ -28,7 +29,7 @@ AHEAD = 2
 
 @flax.struct.dataclass
 class WindowArrays:
-    """Windows of one DMER step: `[B]` indices of songs, and which window of each."""
+    """Windows of `n` DMER steps: `[n, B]` indices of songs, and which window of each."""
 
     song: chex.Array
     window: chex.Array
@@ -36,7 +37,7 @@ class WindowArrays:
 
 @flax.struct.dataclass
 class TaskArrays:
-    """Indices of a :class:`~dsaml_jax.tasks.TaskBatch` on the device, `[tasks, S]` and `[tasks, Q]`."""
+    """Indices of the :class:`~dsaml_jax.tasks.TaskBatch` of `n` steps, `[n, tasks, S]` and `[n, tasks, Q]`."""
 
     support: chex.Array
     support_song: chex.Array
@@ -108,9 +109,15 @@ def _draw_songs(
 
 
 def batches(
-    corpus: Corpus, target: np.ndarray, device: DeviceCorpus, draw: Draw, start: int, stop: int
+    corpus: Corpus,
+    target: np.ndarray,
+    device: DeviceCorpus,
+    draw: Draw,
+    start: int,
+    stop: int,
+    together: int = 1,
 ) -> Iterator[tuple[DeviceCorpus, Drawn]]:
-    """What the steps from `start` on receive, one item a step.
+    """What the steps from `start` on receive, `together` steps an item (the last may have fewer).
 
     Args:
       corpus: where from.
@@ -119,22 +126,29 @@ def batches(
       draw: see :func:`drawing`.
       start: first step.
       stop: one past the last.
+      together: steps in one item.
     """
+
+    def several(first: int) -> Drawn:
+        drawn = [draw(step) for step in range(first, min(first + together, stop))]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *drawn)
+
     if corpus.log_mel is not None:
-        return ((device, draw(step)) for step in range(start, stop))
+        return ((device, several(first)) for first in range(start, stop, together))
     import grain
 
     options = grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)
-    steps = grain.MapDataset.range(start, stop)
-    excerpts = steps.map(lambda step: _excerpt_of(corpus, target, draw(step)))
+    firsts = grain.MapDataset.range(start, stop, together)
+    excerpts = firsts.map(lambda first: _excerpt_of(corpus, target, several(int(first))))
     return iter(excerpts.to_iter_dataset(options))
 
 
 def _excerpt_of(corpus: Corpus, target: np.ndarray, drawn: Drawn) -> tuple[DeviceCorpus, Drawn]:
-    """Only the windows of one step, and where in them its support and query are."""
+    """Only the windows of these steps, and where in them each step's are."""
     if isinstance(drawn, WindowArrays):
-        here = excerpt(corpus, target, drawn.song, drawn.window)
-        return here, WindowArrays(here.rating_song, np.zeros_like(drawn.window))
+        here = excerpt(corpus, target, drawn.song.reshape(-1), drawn.window.reshape(-1))
+        places = here.rating_song.reshape(drawn.song.shape)
+        return here, WindowArrays(places, np.zeros_like(drawn.window))
 
     def flat(name: str) -> np.ndarray:
         both = (getattr(drawn, f"support{name}"), getattr(drawn, f"query{name}"))
@@ -159,7 +173,7 @@ def excerpt(
     window: np.ndarray,
     rating: np.ndarray | None = None,
 ) -> DeviceCorpus:
-    """The windows of one step as a corpus of its own: entry `i` is song `i`, its only window and rating.
+    """Windows as a corpus of their own: entry `i` is song `i`, its only window and rating.
 
     Args:
       corpus: where from; features are read from its shards.

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from data_prep.base import DataError, replacing
 from data_prep.features import FeatureConfig
+from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
 from dsaml_jax.errors import UsageError
@@ -54,7 +55,7 @@ class LoadedModel:
 
     Attributes:
       model: the network.
-      variables: `params` and `batch_stats`.
+      variables: `params`, `batch_stats` and, where they were learned, the inner `rates`.
       info: of the run it came from.
       step: of the checkpoint.
     """
@@ -110,8 +111,14 @@ class CheckpointStore:
     A checkpoint appears whole or not at all, also when the process is killed while writing it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Opens, and makes if need be, `directory/checkpoints`."""
+    def __init__(self, directory: Path, sharding: jax.sharding.Sharding | None = None) -> None:
+        """Opens, and makes if need be, `directory/checkpoints`.
+
+        Args:
+          directory: of a run.
+          sharding: where restored arrays go, whatever devices wrote them; None: to the first device.
+        """
+        self._sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         policies = ocp.checkpoint_managers
         keep = policies.AnyPreservationPolicy(
             [
@@ -153,7 +160,7 @@ class CheckpointStore:
         return self._manager.best_step()
 
     def restore_model(self, step: int, like: PyTree) -> dict[str, Any]:
-        """`params` and `batch_stats` of a step; names and shapes must be those of `like`."""
+        """The variables of a step; names and shapes must be those of `like`."""
         return self._restore(_MODEL, step, like)
 
     def restore_optimizer(self, step: int, like: PyTree) -> PyTree:
@@ -161,7 +168,9 @@ class CheckpointStore:
         return self._restore(_OPTIMIZER, step, like)
 
     def _restore(self, item: str, step: int, like: PyTree) -> Any:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like
+        )
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
         try:
             restored = self._manager.restore(step, args=args)[item]
@@ -219,12 +228,12 @@ def load_model(directory: Path) -> LoadedModel:
     if not (directory / "checkpoints").is_dir():
         raise UsageError(f"{directory}: has no checkpoint yet")
     model = DSAML(info.config.model)
-    like = jax.eval_shape(lambda: initial_variables(model, info.features, jax.random.key(0)))
     store = CheckpointStore(directory)
     try:
         step = store.best_step()
         if step is None:
             raise UsageError(f"{directory}: has no finished checkpoint yet")
+        like = variables_like(info.config, info.features)
         return LoadedModel(model, store.restore_model(step, like), info, step)
     finally:
         store.close()
@@ -236,3 +245,15 @@ def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> 
     width = model.config.embedding_width or model.config.width
     embedding = jax.numpy.zeros((1, 1, width))
     return dict(model.init(key, log_mel, embedding))
+
+
+def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:
+    """Shapes of the variables that a run's checkpoints hold."""
+
+    def make() -> dict[str, Any]:
+        variables = initial_variables(DSAML(config.model), features, jax.random.key(0))
+        if config.training.task == "dmer":
+            return variables
+        return to_variables(to_learned(config.meta, variables), variables["batch_stats"])
+
+    return jax.eval_shape(make)

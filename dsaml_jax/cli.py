@@ -188,6 +188,13 @@ def _add_train(add: Add) -> None:
                        help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny")  # fmt: skip
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="any setting, e.g. --set meta.steps=4; a wrong key lists the known ones")  # fmt: skip
+    train.add_argument("--distributed", action="store_true",
+                       help="this is one of several processes that train together; each is started with the same\n"
+                            "command and sees the same --data and --workdir. Slurm, Open MPI, Kubernetes and TPU pods\n"
+                            "say who is who; elsewhere the three options below do")  # fmt: skip
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first process")
+    train.add_argument("--processes", type=_positive, metavar="N", help="how many there are")
+    train.add_argument("--process", type=int, metavar="I", help="which this is, from 0")
 
 
 def _add_evaluate(add: Add) -> None:

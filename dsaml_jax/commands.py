@@ -156,8 +156,11 @@ def describe_command(options: argparse.Namespace) -> None:
 
 def train_command(options: argparse.Namespace) -> None:
     """Runs `dsaml train`."""
+    import jax
+
     from data_prep.shards import read_corpus
     from dsaml_jax.config import preset, with_settings
+    from dsaml_jax.devices import describe_devices, is_first
     from dsaml_jax.progress import Console
     from dsaml_jax.training import train
 
@@ -165,15 +168,28 @@ def train_command(options: argparse.Namespace) -> None:
                 (("task", options.task), ("steps", options.steps), ("seed", options.seed))
                 if value is not None]  # fmt: skip
     config = with_settings(preset(options.preset), settings + options.set)
-    console = Console(options.quiet)
+    _join_processes(options)
+    console = Console(options.quiet or not is_first())
     with console.counter("reading") as progress:
         corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
+    cache = jax.config.read("jax_compilation_cache_dir")
+    console.say(f"{describe_devices()}; compiled programs are kept in {cache}")
     if corpus.log_mel is None:
         console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
     train(config, corpus, options.workdir, console)
     console.say(
         f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
     )
+
+
+def _join_processes(options: argparse.Namespace) -> None:
+    from dsaml_jax.devices import join_processes
+
+    asked = (options.coordinator, options.processes, options.process)
+    if options.distributed:
+        join_processes(*asked)
+    elif any(value is not None for value in asked):
+        raise UsageError("--coordinator, --processes and --process need --distributed")
 
 
 def evaluate_command(options: argparse.Namespace) -> None:

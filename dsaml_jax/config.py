@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from dsaml_jax.base import ModelConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import algorithm_names
+from dsaml_jax.meta.memory import MemoryMode
 
 FORMAT_VERSION = 1
 """Of the JSON written into work directories and checkpoints."""
@@ -54,7 +55,13 @@ class MetaConfig:
       tasks: annotators per meta-step.
       support_songs: songs to adapt on.
       adapts: parameters that adapt: `all`, or the beginning of their path, such as `predictor` or
-        `predictor/out`.
+        `predictor/out`. For `anil` and `boil` it names the head, which is `predictor/out` where it says `all`.
+      inner_optimizer: what inner gradients go through before the rate: nothing (`sgd`), `momentum` (0.9), `adam`.
+      memory: how second order pays for its backward pass, see :mod:`dsaml_jax.meta.memory`; the result is the same.
+      tasks_at_once: tasks computed side by side; fewer need less memory. 0: on a CPU one for each device, on an
+        accelerator all.
+      multi_step_until, first_order_until: meta-steps of the annealing of `maml++`.
+      proximal, cg_steps: pull to the initialisation, and most steps of conjugate gradients, of `imaml`.
       query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.
       min_songs: annotators with fewer songs make no tasks; at least `support_songs + 1`.
       inner_loss: `dsaml`, the loss of the paper, or `squared_error`, which is bounded where the
@@ -69,6 +76,13 @@ class MetaConfig:
     steps: int = 16
     learning_rate: float = 5e-3
     adapts: str = "all"
+    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    memory: MemoryMode = "mixed"
+    tasks_at_once: int = 0
+    multi_step_until: int = 0
+    first_order_until: int = 0
+    proximal: float = 2.0
+    cg_steps: int = 5
     tasks: int = 16
     support_songs: int = 1
     query_songs: int = 15
@@ -80,10 +94,18 @@ class MetaConfig:
     def __post_init__(self) -> None:
         _check_choice("meta.algorithm", self.algorithm, algorithm_names())
         _check_choices(self, "meta")
-        _check_positive(self, "meta", ("tasks", "support_songs", "query_songs"))
-        if self.steps < 0:
-            raise UsageError("meta.steps must be 0 or more")
+        _check_positive(self, "meta", ("tasks", "support_songs", "query_songs", "cg_steps"))
+        for field in ("steps", "tasks_at_once", "multi_step_until", "first_order_until"):
+            if getattr(self, field) < 0:
+                raise UsageError(f"meta.{field} must be 0 or more")
+        if self.tasks_at_once and self.tasks % self.tasks_at_once:
+            raise UsageError(
+                f"meta.tasks_at_once {self.tasks_at_once} must divide meta.tasks {self.tasks}"
+            )
+        if self.algorithm == "maml++" and not self.steps:
+            raise UsageError("maml++ needs meta.steps of 1 or more")
         _check_rate("meta.learning_rate", self.learning_rate)
+        _check_rate("meta.proximal", self.proximal)
         if self.min_songs <= self.support_songs:
             raise UsageError("meta.min_songs must be more than meta.support_songs")
 
@@ -98,6 +120,8 @@ class TrainingConfig:
       seed: of the initialisation, the sampler, dropout, and who is held out.
       learning_rate: of Adam.
       batch_songs: songs per step of DMER.
+      steps_per_dispatch: steps that run on the device as one program; a divisor of `log_every`. More of them spare an
+        accelerator the wait for the host, and the progress bar moves in larger steps.
       log_every: steps per line of the metrics file.
       validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
       validation_tasks: at most so many tasks in a validation of PDMER.
@@ -109,6 +133,7 @@ class TrainingConfig:
     seed: int = 0
     learning_rate: float = 5e-5
     batch_songs: int = 15
+    steps_per_dispatch: int = 1
     log_every: int = 10
     validate_every: int = 100
     validation_tasks: int = 32
@@ -119,8 +144,17 @@ class TrainingConfig:
         _check_positive(
             self,
             "training",
-            ("steps", "batch_songs", "log_every", "validate_every", "validation_tasks"),
+            (
+                "steps",
+                "batch_songs",
+                "steps_per_dispatch",
+                "log_every",
+                "validate_every",
+                "validation_tasks",
+            ),
         )
+        if self.log_every % self.steps_per_dispatch:
+            raise UsageError("training.log_every must be a multiple of training.steps_per_dispatch")
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
         _check_rate("training.learning_rate", self.learning_rate)

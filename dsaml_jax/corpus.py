@@ -22,6 +22,7 @@ from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus, read_features
 from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
 from dsaml_jax.errors import UsageError
+from dsaml_jax.tasks import TaskPool, make_pool
 
 ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""
@@ -198,9 +199,15 @@ def labelled_windows(
     return regular & (labelled >= np.minimum(MIN_LABELLED_STEPS, end - begin)) & (labelled > 0)
 
 
-def drawable_of_ratings(corpus: Corpus) -> np.ndarray:
-    """`[R, W]`, for every rating; see :func:`labelled_windows`."""
-    return labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings)
+def pool_of(corpus: Corpus, ratings: np.ndarray, *, min_songs: int) -> TaskPool:
+    """Who can make tasks of these ratings; see :func:`dsaml_jax.tasks.make_pool`."""
+    return make_pool(
+        ratings,
+        corpus.rating_annotator,
+        corpus.rating_song,
+        labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings),
+        min_songs=min_songs,
+    )
 
 
 def gather_windows(

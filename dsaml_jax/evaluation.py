@@ -34,9 +34,9 @@ from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
-    drawable_of_ratings,
     gather_windows,
     held_out,
+    pool_of,
     require_annotators,
     require_same_corpus,
     to_device,
@@ -45,7 +45,7 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, song_curve
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
-from dsaml_jax.tasks import TaskBatch, evaluation_tasks, make_pool, same_song_tasks
+from dsaml_jax.tasks import TaskBatch, evaluation_tasks, same_song_tasks
 
 METRICS = ("rmse", "pcc", "ccc")
 DIMENSIONS = ("arousal", "valence")
@@ -320,8 +320,6 @@ def _evaluate_dmer(
     run: LoadedModel, corpus: Corpus, parts: dict[str, Part], device: DeviceCorpus
 ) -> Evaluation:
     songs = parts["test"].songs
-    if not len(songs):
-        raise UsageError("the corpus has no test songs; prepare more songs (at least 3)")
     shape = _padded_shape(corpus, songs)
     target = _targets(corpus, corpus.song_start[songs], songs, corpus.mean, shape[0])
     training = np.isin(
@@ -350,11 +348,9 @@ def _evaluate_pdmer(
     part = parts["test"]
     require_annotators(part, "test")
     shots = config.meta.support_songs
-    pool = make_pool(
+    pool = pool_of(
+        corpus,
         part.ratings if protocol == "clean" else part.all_ratings,
-        corpus.rating_annotator,
-        corpus.rating_song,
-        drawable_of_ratings(corpus),
         min_songs=shots + 1 if protocol == "clean" else 1,
     )
     if protocol == "clean":

@@ -24,7 +24,13 @@ import optax
 from data_prep.base import replacing
 from data_prep.shards import Corpus
 from dsaml_jax import checkpoints, meta
-from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
+from dsaml_jax.adaptation import (
+    inner_algorithm,
+    query_loss,
+    support_loss,
+    to_learned,
+    to_variables,
+)
 from dsaml_jax.base import PyTree
 from dsaml_jax.batches import TaskArrays, WindowArrays, batches, drawing
 from dsaml_jax.checkpoints import CheckpointStore, RunInfo
@@ -33,23 +39,20 @@ from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
     consensus_target,
-    drawable_of_ratings,
     gather_windows,
     held_out,
     identity,
+    pool_of,
     require_annotators,
     require_same_corpus,
     to_device,
 )
+from dsaml_jax.devices import Devices, is_first, wait_for_others
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
-from dsaml_jax.tasks import (
-    TaskPool,
-    evaluation_tasks,
-    make_pool,
-)
+from dsaml_jax.tasks import TaskPool, evaluation_tasks
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -59,73 +62,113 @@ class TrainState:
     """What training changes.
 
     Attributes:
-      params: trained by the optimiser.
+      learned: what the optimiser trains: the model's parameters, and inner rates where those are learned.
       batch_stats: running statistics of BatchNorm.
       optimizer: optax's state.
     """
 
-    params: PyTree
+    learned: PyTree
     batch_stats: PyTree
     optimizer: PyTree
 
 
 Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""`(state, corpus, drawn, first, seed) -> (state, terms)`: steps `first`, `first + 1`, ..., one for each entry of `drawn`.
+
+`terms` have a leading axis of steps. Jitted; the state is donated.
+"""
 
 
-def make_dmer_step(model: DSAML, optimizer: optax.GradientTransformation) -> Step:
-    """`(state, corpus, windows, key) -> (state, terms)`, jitted; the state is donated."""
+def make_dmer_step(
+    model: DSAML,
+    optimizer: optax.GradientTransformation,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Step:
+    """Steps of DMER; `drawn` is :class:`~dsaml_jax.batches.WindowArrays`. Results go to `sharding`."""
     dropout = model.config.dropout > 0.0
 
     def step(
-        state: TrainState, corpus: DeviceCorpus, windows: WindowArrays, key: jax.Array
+        corpus: DeviceCorpus,
+        state: TrainState,
+        windows: WindowArrays,
+        index: jax.Array,
+        key: jax.Array,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = gather_windows(corpus, windows.song, windows.window)
         loss = query_loss(model, state.batch_stats, batch_norm=True)
         (_, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, batch, key if dropout else None
+            state.learned, batch, key if dropout else None
         )
         return _update(optimizer, state, gradient, stats), terms
 
-    return jax.jit(step, donate_argnums=0)
+    return _several(step, sharding)
 
 
 def make_pdmer_step(
-    model: DSAML, config: RunConfig, optimizer: optax.GradientTransformation
+    model: DSAML,
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    sharding: jax.sharding.Sharding | None = None,
+    devices: int = 1,
 ) -> Step:
-    """`(state, corpus, tasks, key) -> (state, terms)`, jitted; the state is donated."""
+    """Meta-steps; `drawn` is :class:`~dsaml_jax.batches.TaskArrays`. Results go to `sharding`."""
     dropout = model.config.dropout > 0.0
     algorithm = inner_algorithm(config.meta)
     by_batch = config.meta.batch_norm == "batch"
+    # On a CPU nothing is gained by computing tasks side by side, and each one's arrays leave the cache.
+    together = config.meta.tasks if jax.default_backend() != "cpu" else devices
+    together = config.meta.tasks_at_once or together
 
     def step(
-        state: TrainState, corpus: DeviceCorpus, tasks: TaskArrays, key: jax.Array
+        corpus: DeviceCorpus, state: TrainState, tasks: TaskArrays, index: jax.Array, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        gather = jax.vmap(gather_windows, in_axes=(None, 0, 0, 0))
-        support = gather(corpus, tasks.support_song, tasks.support_window, tasks.support)
-        query = gather(corpus, tasks.query_song, tasks.query_window, tasks.query)
+        def gathering(loss: Callable[..., Any]) -> Callable[..., Any]:
+            """The loss of windows by their indices, so that only the tasks at work are in memory."""
+            return lambda params, places, *key: loss(params, gather_windows(corpus, *places), *key)
+
         (_, (terms, stats)), gradient = meta.meta_gradient(
-            support_loss(model, config.meta, state.batch_stats),
-            state.params,
-            support,
-            query,
+            gathering(support_loss(model, config.meta, state.batch_stats)),
+            state.learned,
+            (tasks.support_song, tasks.support_window, tasks.support),
+            (tasks.query_song, tasks.query_window, tasks.query),
             algorithm=algorithm,
-            query_loss_fn=query_loss(model, state.batch_stats, batch_norm=by_batch),
+            query_loss_fn=gathering(query_loss(model, state.batch_stats, batch_norm=by_batch)),
             has_aux=True,
             key=key if dropout else None,
+            step=index,
+            tasks_at_once=together,
         )
         stats, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), (stats, terms))
         return _update(optimizer, state, gradient, stats), terms
 
-    return jax.jit(step, donate_argnums=0)
+    return _several(step, sharding)
+
+
+def _several(step: Callable[..., Any], sharding: jax.sharding.Sharding | None) -> Step:
+    """Steps one after the other in one program, without a word to the host in between."""
+
+    def run(
+        state: TrainState, corpus: DeviceCorpus, drawn: Any, first: jax.Array, seed: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.key(seed)
+
+        def one(state: TrainState, inputs: tuple[jax.Array, Any]) -> tuple[TrainState, Any]:
+            index, now = inputs
+            return step(corpus, state, now, index, jax.random.fold_in(key, index))
+
+        steps = jax.tree.leaves(drawn)[0].shape[0]
+        return jax.lax.scan(one, state, (first + jnp.arange(steps), drawn))
+
+    return jax.jit(run, donate_argnums=0, out_shardings=sharding)
 
 
 def _update(
     optimizer: optax.GradientTransformation, state: TrainState, gradient: PyTree, stats: PyTree
 ) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction is float ** int
-        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.params)
+        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.learned)
     return TrainState(
-        params=optax.apply_updates(state.params, updates),
+        learned=optax.apply_updates(state.learned, updates),
         batch_stats=stats,
         optimizer=new_optimizer,
     )
@@ -158,7 +201,6 @@ def train(
     config = fit_config(config, corpus)
     info = RunInfo(config, corpus.features, identity(corpus))
     _require_ours(workdir, info)
-    seed = config.training.seed
     parts = held_out(corpus)
     _require_songs(parts)
     target = consensus_target(corpus, parts["train"])
@@ -166,58 +208,68 @@ def train(
     optimizer = optax.adam(config.training.learning_rate)
     meta_task = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], config, console) if meta_task else None
+    devices = Devices(config.meta.tasks if meta_task else config.training.batch_songs)
     step_fn = (
-        make_pdmer_step(model, config, optimizer) if meta_task else make_dmer_step(model, optimizer)
+        make_pdmer_step(model, config, optimizer, devices.everywhere, devices.count)
+        if meta_task
+        else make_dmer_step(model, optimizer, devices.everywhere)
     )
-    in_memory = corpus.log_mel is not None
-    device = to_device(corpus, target, None if in_memory else parts["validation"].songs)
+    device = devices.replicate(to_device(corpus, target, parts["validation"].songs))
     validate = _make_validation(model, config, corpus, device, parts)
 
     # ---- Fresh, or from the last checkpoint. Nothing has been written so far.
     fresh = not (workdir / "checkpoints").is_dir()
     state = _initial_state(model, config, corpus, optimizer) if fresh else None
-    checkpoints.write_run_info(workdir, info)
-    store = CheckpointStore(workdir)
+    wait_for_others("everybody has looked")
+    if is_first():
+        checkpoints.write_run_info(workdir, info)
+    wait_for_others("the run is there")
+    store = CheckpointStore(workdir, devices.everywhere)
     start = store.latest_step() or 0
     if start:
-        state = _restore(store, start, model, corpus, optimizer)
+        state = _restore(store, start, config, corpus, optimizer)
         console.say(f"resuming {workdir} at step {start}")
     elif state is None:  # killed before its first checkpoint
         state = _initial_state(model, config, corpus, optimizer)
-    _truncate_metrics(workdir / METRICS_FILE, start)
+    state = devices.replicate(state)
+    metrics = MetricsFile(workdir / METRICS_FILE, start)
 
     # ---- The loop.
-    total = config.training.steps
+    total, together = config.training.steps, config.training.steps_per_dispatch
     draw = drawing(config, pool, corpus, parts["train"], target)
-    coming = batches(corpus, target, device, draw, start + 1, total + 1)
+    coming = batches(corpus, target, device, draw, start + 1, total + 1, together)
     pending: list[dict[str, jax.Array]] = []
-    root_key = jax.random.key(seed)
+    seed = np.uint32(config.training.seed)
     bar = console.bar(total, config.training.task, "step", done=start)
     try:
-        for step in range(start + 1, total + 1):
-            key = jax.random.fold_in(root_key, step)
-            state, terms = step_fn(state, *next(coming), key)
+        for here, drawn in coming:
+            if here is not device:
+                here = devices.replicate(here)
+            state, terms = step_fn(state, here, devices.split(drawn), np.int32(start + 1), seed)
             pending.append(terms)
-            bar.update()
-            last = step == total
-            if step % config.training.log_every == 0 or last:
-                line = _collect(pending, step)
+            advanced = len(jax.tree.leaves(drawn)[0])
+            start += advanced
+            bar.update(advanced)
+            last = start == total
+            if start % config.training.log_every == 0 or last:
+                line = _collect(pending, start)
                 pending = []
-                _append(workdir / METRICS_FILE, line)
+                metrics.append(line)
                 bar.set_postfix(
                     loss=f"{line['total_loss']:.3f}", score=f"{line['score']:.3f}", refresh=False
                 )
-            if step % config.training.validate_every == 0 or last:
-                scores = validate({"params": state.params, "batch_stats": state.batch_stats})
+            if start % config.training.validate_every == 0 or last:
+                variables = to_variables(state.learned, state.batch_stats)
+                scores = validate(variables)
                 if not math.isfinite(scores["score"]):
-                    raise UsageError(f"the validation score is not finite after step {step}")
-                _append(workdir / METRICS_FILE, {"step": step, "kind": "validation"} | scores)
-                variables = {"params": state.params, "batch_stats": state.batch_stats}
-                store.save(step, variables, scores["score"], {"optimizer": state.optimizer})
+                    raise UsageError(f"the validation score is not finite after step {start}")
+                metrics.append({"step": start, "kind": "validation"} | scores)
+                store.save(start, variables, scores["score"], {"optimizer": state.optimizer})
     finally:
         bar.close()
         best = store.best_step()
         store.close()
+    wait_for_others("the last checkpoint is there")
     best_score = next(
         line["score"]
         for line in read_metrics(workdir)
@@ -273,13 +325,7 @@ def _require_songs(parts: dict[str, Part]) -> None:
 
 def _pool(corpus: Corpus, part: Part, config: RunConfig, console: Console) -> TaskPool:
     require_annotators(part, "training")
-    pool = make_pool(
-        part.ratings,
-        corpus.rating_annotator,
-        corpus.rating_song,
-        drawable_of_ratings(corpus),
-        min_songs=config.meta.min_songs,
-    )
+    pool = pool_of(corpus, part.ratings, min_songs=config.meta.min_songs)
     if len(pool.excluded):
         console.say(
             f"{len(pool.excluded)} annotators have fewer than {config.meta.min_songs} training songs "
@@ -315,31 +361,26 @@ def _initial_state(
         variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
             key
         )
-    return TrainState(
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        optimizer=optimizer.init(variables["params"]),
-    )
+    learned = variables["params"]
+    if config.training.task == "pdmer":  # rates of another run belonged to its algorithm
+        learned = to_learned(config.meta, {"params": learned})
+    return TrainState(learned, variables["batch_stats"], optimizer.init(learned))
 
 
 def _restore(
     store: CheckpointStore,
     step: int,
-    model: DSAML,
+    config: RunConfig,
     corpus: Corpus,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    like = jax.eval_shape(
-        lambda: checkpoints.initial_variables(model, corpus.features, jax.random.key(0))
-    )
-    variables = store.restore_model(step, like)
-    like_optimizer = jax.eval_shape(optimizer.init, like["params"])
-    restored = store.restore_optimizer(step, {"optimizer": like_optimizer})
-    return TrainState(
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        optimizer=restored["optimizer"],
-    )
+    variables = store.restore_model(step, checkpoints.variables_like(config, corpus.features))
+    learned = variables["params"]
+    if config.training.task == "pdmer":
+        learned = to_learned(config.meta, variables)
+    like = jax.eval_shape(optimizer.init, learned)
+    restored = store.restore_optimizer(step, {"optimizer": like})
+    return TrainState(learned, variables["batch_stats"], restored["optimizer"])
 
 
 def _make_validation(
@@ -355,13 +396,7 @@ def _make_validation(
         target = consensus_target(corpus, part)
         return lambda variables: song_scores(model, variables, corpus, device, part.songs, target)
     require_annotators(part, "validation")
-    pool = make_pool(
-        part.ratings,
-        corpus.rating_annotator,
-        corpus.rating_song,
-        drawable_of_ratings(corpus),
-        min_songs=config.meta.support_songs + 1,
-    )
+    pool = pool_of(corpus, part.ratings, min_songs=config.meta.support_songs + 1)
     tasks = evaluation_tasks(
         pool,
         supports=4,
@@ -373,37 +408,46 @@ def _make_validation(
 
 def _collect(pending: list[dict[str, jax.Array]], step: int) -> dict[str, Any]:
     """Means over the steps since the last line; refuses a loss that is not finite."""
-    rows = jax.device_get(pending)
-    first = step - len(rows) + 1
-    for number, row in enumerate(rows, start=first):
-        if not math.isfinite(float(row["total_loss"])):
-            raise UsageError(
-                f"the loss is {float(row['total_loss'])} at step {number}; the last good checkpoint is "
-                "kept. Lower training.learning_rate or meta.learning_rate"
-            )
-    means = {
-        name: float(np.mean([row[name] for row in rows], dtype=np.float64)) for name in rows[0]
+    dispatches = jax.device_get(pending)
+    rows = {
+        name: np.concatenate([terms[name] for terms in dispatches], dtype=np.float64)
+        for name in dispatches[0]
     }
+    losses = rows["total_loss"]
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    if len(wrong):
+        number = step - len(losses) + 1 + int(wrong[0])
+        raise UsageError(
+            f"the loss is {losses[wrong[0]]} at step {number}; the last good checkpoint is "
+            "kept. Lower training.learning_rate or meta.learning_rate"
+        )
+    means = {name: float(np.mean(values)) for name, values in rows.items()}
     return {"step": step, "kind": "train"} | means
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+class MetricsFile:
+    """The metrics of a run, a JSON object a line; written by the first of several processes."""
 
+    def __init__(self, path: Path, step: int) -> None:
+        """Drops lines after the checkpoint that the run resumes from, and a torn last line."""
+        self._path = path
+        if not is_first() or not path.is_file():
+            return
+        kept = []
+        for line in path.read_text().splitlines(keepends=True):
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                break
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
 
-def _truncate_metrics(path: Path, step: int) -> None:
-    """Drops lines after the checkpoint we resume from, and a torn last line."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            break
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept))
+    def append(self, line: dict[str, Any]) -> None:
+        """Adds a line, on the disk when this returns."""
+        if not is_first():
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

@@ -9,8 +9,8 @@ from data_prep.base import Provenance
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.shards import Corpus
 from dsaml_jax import evaluation
-from dsaml_jax.corpus import drawable_of_ratings
-from dsaml_jax.tasks import evaluation_tasks, make_pool, same_song_tasks
+from dsaml_jax.corpus import pool_of
+from dsaml_jax.tasks import evaluation_tasks, same_song_tasks
 
 STEPS = 200
 SONGS = 4
@@ -50,9 +50,7 @@ def corpus():
 
 @pytest.fixture
 def pool(corpus):
-    return make_pool(
-        np.arange(SONGS), corpus.rating_annotator, corpus.rating_song, drawable_of_ratings(corpus), min_songs=1
-    )  # fmt: skip
+    return pool_of(corpus, np.arange(SONGS), min_songs=1)
 
 
 def test_reference_protocol_shows_baselines_the_first_30_s_only(corpus, pool):

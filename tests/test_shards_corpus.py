@@ -22,9 +22,9 @@ from data_prep.shards import FACTS_FILE, VERSION, find_dataset, read_corpus
 from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.corpus import (
     consensus_target,
-    drawable_of_ratings,
     gather_windows,
     held_out,
+    labelled_windows,
     to_device,
 )
 from tests.deam_files import AUDIO, make_deam
@@ -192,7 +192,9 @@ def test_windows_by_index(corpus):
     device = to_device(corpus, corpus.mean)
     long = int(np.argmax(corpus.song_steps))  # 100 steps: windows at 0, 30, 40
     rating = int(np.flatnonzero(corpus.rating_song == long)[1])
-    drawable = drawable_of_ratings(corpus)[rating]
+    drawable = labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings)[
+        rating
+    ]
     assert drawable.tolist() == [True, True, False]
     index = lambda *values: np.array(values, np.int32)  # noqa: E731
     batch = jax.jit(gather_windows)(device, index(long, long), index(0, 2), index(rating, -1))

@@ -23,13 +23,12 @@ from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import (
     consensus_target,
-    drawable_of_ratings,
     gather_windows,
     held_out,
+    pool_of,
     to_device,
 )
 from dsaml_jax.evaluation import evaluate
-from dsaml_jax.tasks import make_pool
 from dsaml_jax.training import METRICS_FILE, read_metrics, train
 from tests.conftest import SMALL_MODEL
 from tests.deam_files import make_deam
@@ -149,16 +148,14 @@ def test_streamed_windows_equal_those_in_memory(uneven, task):
     target = consensus_target(memory, parts["train"])
     pool = None
     if task == "pdmer":
-        pool = make_pool(
-            parts["train"].ratings, memory.rating_annotator, memory.rating_song,
-            drawable_of_ratings(memory), min_songs=3,
-        )  # fmt: skip
+        pool = pool_of(memory, parts["train"].ratings, min_songs=3)
 
     def windows(corpus):
         draw = drawing(config, pool, corpus, parts["train"], target)
         device = to_device(corpus, target, parts["validation"].songs)
         for here, drawn in batches(corpus, target, device, draw, 1, 6):
             here = jax.device_put(here)
+            drawn = jax.tree.map(lambda x: x[0], drawn)
             if task == "dmer":
                 yield gather_windows(here, drawn.song, drawn.window)
                 continue
@@ -286,12 +283,12 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(corpus, tmp_path, monkeypatch):
     original = training.make_dmer_step
 
-    def broken(model, optimizer):
-        step = original(model, optimizer)
+    def broken(model, optimizer, sharding):
+        step = original(model, optimizer, sharding)
 
-        def poisoned(state, device, windows, key):
+        def poisoned(state, device, windows, first, seed):
             poisoned.calls += 1
-            state, terms = step(state, device, windows, key)
+            state, terms = step(state, device, windows, first, seed)
             if poisoned.calls == 7:
                 terms = terms | {"total_loss": terms["total_loss"] * np.float32(np.nan)}
             return state, terms
