@@ -140,7 +140,8 @@ def real_model():
     def loss(params, batch):
         mel, embedding, arousal, valence = batch
         state = {"params": params, "batch_stats": variables["batch_stats"]}
-        out = model.apply(state, mel, embedding, batch_norm=True)
+        with jax.numpy_dtype_promotion("standard"):  # Flax's LayerNorm mixes float64 and float32
+            out = model.apply(state, mel, embedding, batch_norm=True)
         return losses.dsaml_loss(out, arousal, valence, config=config)[0]
 
     return loss, variables["params"], support, query
