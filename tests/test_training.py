@@ -18,7 +18,8 @@ from data_prep.deam import read_deam
 from data_prep.features import FeatureConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, checkpoints, training
+from dsaml_jax import UsageError, checkpoints, meta, training
+from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
 from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import (
@@ -99,13 +100,52 @@ def test_a_seed_changes_the_numbers(corpus, small_run, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [("meta.algorithm=fomaml",), ("meta.task_kind=random",),
-     ("meta.batch_norm=batch", "meta.inner_loss=dsaml", "model.dropout=0.1")],
+     ("meta.batch_norm=batch", "meta.inner_loss=dsaml", "model.dropout=0.1", "meta.tasks_at_once=3"),
+     ("meta.algorithm=imaml", "meta.inner_optimizer=momentum"),
+     ("meta.algorithm=maml++", "meta.multi_step_until=2", "meta.first_order_until=1")],
 )  # fmt: skip
 def test_variants_run(corpus, tmp_path, change):
     config = settings("training.steps=2", "training.validate_every=2", *change)
     train(config, corpus, tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert all(np.isfinite(line["score"]) for line in lines)
+
+
+def test_learned_rates_are_kept_and_used(corpus, tmp_path):
+    config = settings("training.steps=4", "meta.algorithm=meta-sgd", "meta.adapts=all")
+    train(config, corpus, tmp_path / "run")
+    loaded = checkpoints.load_model(tmp_path / "run")
+    rates, rate = loaded.variables["rates"], config.meta.learning_rate
+    assert {np.shape(rate) for rate in rates.values()} == {
+        leaf.shape for leaf in jax.tree.leaves(loaded.variables["params"])
+    }
+    assert any((np.abs(np.asarray(value) - rate) > 1e-4).any() for value in rates.values())
+    device = to_device(corpus, corpus.mean)
+    support = gather_windows(device, *(np.array([i], np.int32) for i in (0, 0, 0)))
+    adapted, plain = (
+        adapt_to_listener(loaded.model, config.meta, variables, support)["params"]
+        for variables in (
+            loaded.variables,
+            {name: loaded.variables[name] for name in ("params", "batch_stats")},
+        )
+    )
+    name = "predictor/out/bias"
+    start, *ends = (
+        params["predictor"]["out"]["bias"]
+        for params in (loaded.variables["params"], adapted, plain)
+    )
+    moved = [np.abs(np.asarray(end) - np.asarray(start)).sum() for end in ends]
+    assert moved[0] != moved[1] and name in rates
+    train(config, corpus, tmp_path / "run")  # a finished run can be read again, rates and all
+
+
+@pytest.mark.parametrize("name", meta.algorithm_names())
+def test_every_algorithm_has_a_configuration(name):
+    algorithm = inner_algorithm(settings(f"meta.algorithm={name}", "meta.adapts=all").meta)
+    assert algorithm.steps == 2
+    if name in ("anil", "boil"):
+        adapting = [algorithm.adapting(path) for path in ("predictor/out/bias", "predictor/outer")]
+        assert adapting == [name == "anil", name == "boil"]
 
 
 @pytest.fixture(scope="module")
