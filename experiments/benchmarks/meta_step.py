@@ -1,0 +1,111 @@
+"""First-order meta-step against PyTorch in two forms.
+
+Claim: on two CPU cores the meta-step of the paper's size is faster than MAML as people write it in PyTorch, and than the
+strongest form of it that we found; see `torch_peers.py` for both, and for what was tried there.
+Command: `python experiments/benchmarks/meta_step.py` (needs the extra [torch]; `--rounds`, `--tasks`).
+Result: `experiments/results/meta_step.md`. Time: about 20 minutes.
+
+All sides get the same weights and the same batch, and must give the same loss and gradient before anything is timed.
+They run in turn in one process. What the C library does with freed memory matters more than most code here, so
+everything is measured twice: as it is, and with memory kept by the process (`keep_memory`), for all sides alike.
+
+**Bound.** A task costs `2 x 3 x N` floating-point operations per step of a song and scale, `N` the 25.2 million weights of
+the encoder, forward and backward: 18 GFLOP a song of 60 steps, and 31 songs (16 inner steps and 15 queries): 560 GFLOP
+at full size. Two cores multiply matrices of these shapes at 150 to 180 GFLOP/s, which is 3.1 to 3.7 s a task; the front
+end, bound by memory, comes on top. On an accelerator with `F` FLOP/s and `B` bytes/s the bound of 16 tasks is the larger of
+`16 x 560e9 / F` and `16 x 16 x 5 x 119e6 / B`: each inner step reads each task's own 119 MB of weights twice, and
+writes a gradient and new weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from problem import MODELS, QUERIES, RATE, STEPS, initial, meta_gradient_of, songs
+from timing import interleaved, measured_on, table, write_result
+from torch_peers import Batch, Plain, Strong, check_equal, keep_memory, meta_gradient
+
+from dsaml_jax import ModelConfig, meta
+from dsaml_jax.base import SongBatch
+from dsaml_jax.convert import to_torch
+
+
+def measure(config: ModelConfig, tasks: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per task of each side in each round."""
+    variables = initial(config)
+    peers = {"PyTorch, plain": Plain, "PyTorch, strong": Strong}
+    weights = to_torch(variables, config)
+    made = {name: kind(config, weights) for name, kind in peers.items()}
+    small = [_plain(songs(config, 1, n, seed)) for n, seed in ((1, 0), (2, 1))]
+    for name, peer in made.items():
+        print(
+            f"{name}: worst relative error of the gradient {check_equal(peer, variables, *small):.1e}"
+        )
+
+    support, query = songs(config, tasks, 1, 2), songs(config, tasks, QUERIES, 3)
+    algorithm = meta.algorithm("fomaml", steps=STEPS, learning_rate=RATE)
+    ours = jax.jit(meta_gradient_of(config, variables["batch_stats"], algorithm, 1))
+    on_device = jax.device_put((variables["params"], support, query))
+    batches = _plain(support), _plain(query)
+
+    def run(name: str) -> Callable[[], object]:
+        return lambda: meta_gradient(made[name], *batches, steps=STEPS, learning_rate=RATE)
+
+    sides: dict[str, Callable[[], object]] = {
+        "dsaml_jax": lambda: jax.block_until_ready(ours(*on_device)),
+        **{name: run(name) for name in made},
+    }
+    return {name: list(seconds / tasks) for name, seconds in interleaved(sides, rounds).items()}
+
+
+def _plain(batch: SongBatch) -> Batch:
+    return Batch(batch.log_mel, batch.embedding, batch.arousal, batch.valence)
+
+
+def main() -> None:
+    """Measures in a process for each size and way of keeping memory, and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=2, help="per call; times are per task")
+    parser.add_argument("--one", nargs=2, metavar=("SIZE", "MEMORY"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        size, memory = options.one
+        if memory == "kept":
+            keep_memory()
+        print(json.dumps(measure(MODELS[size], options.tasks, options.rounds)))
+        return
+
+    parts = ["# First-order meta-step, seconds per task", ""]
+    for size in MODELS:
+        for memory in ("as it is", "kept"):
+            command = [sys.executable, __file__, "--one", size, memory]
+            command += ["--rounds", str(options.rounds), "--tasks", str(options.tasks)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            *checks, last = output.splitlines()
+            seconds = {name: np.asarray(values) for name, values in json.loads(last).items()}
+            parts += [
+                f"## {size}, memory {memory}",
+                "",
+                table(seconds, "dsaml_jax"),
+                "",
+                *checks,
+                "",
+            ]
+            print("\n".join(parts[-5:]), flush=True)
+    parts += [
+        f"{STEPS} inner SGD steps on all parameters, 1 support song, {QUERIES} query songs of 30 s, "
+        f"{options.tasks} tasks one after the other, {options.rounds} rounds, sides in turn.",
+        measured_on("jax", "torch"),
+    ]
+    write_result("meta_step", "\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
