@@ -36,6 +36,14 @@ def _conv_to_torch(x: Array) -> Array:
     return x.transpose(3, 2, 0, 1)
 
 
+def _directions_from_torch(x: Array) -> Array:
+    return x.transpose(2, 0, 1)  # [direction, gates, in] -> [in, direction, gates]
+
+
+def _directions_to_torch(x: Array) -> Array:
+    return x.transpose(1, 2, 0)
+
+
 def _same(x: Array) -> Array:
     return x
 
@@ -43,11 +51,13 @@ def _same(x: Array) -> Array:
 _TO_OURS: dict[str, Callable[[Array], Array]] = {
     "linear": _transpose,
     "conv": _conv_from_torch,
+    "directions": _directions_from_torch,
     "vector": _same,
 }
 _TO_TORCH: dict[str, Callable[[Array], Array]] = {
     "linear": _transpose,
     "conv": _conv_to_torch,
+    "directions": _directions_to_torch,
     "vector": _same,
 }
 
@@ -94,7 +104,7 @@ def _names(config: ModelConfig) -> dict[_Path, tuple[str, tuple[str, ...]]]:
 
     lstm = "sequence_predict_model.bilstm"
     for ours_name, theirs_name, kind in (
-        ("input_kernel", "weight_ih", "linear"),
+        ("input_kernel", "weight_ih", "directions"),
         ("hidden_kernel", "weight_hh", "linear"),
         ("input_bias", "bias_ih", "vector"),
         ("hidden_bias", "bias_hh", "vector"),
@@ -134,8 +144,8 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, 
             raise UsageError(
                 f"the state dict has no {missing[0]}; is the model's configuration right?"
             )
-        arrays = [_TO_OURS[kind](np.asarray(state_dict[name])) for name in theirs]
-        flat[path] = np.stack(arrays) if len(arrays) > 1 else arrays[0]
+        arrays = [np.asarray(state_dict[name]) for name in theirs]
+        flat[path] = _TO_OURS[kind](np.stack(arrays) if len(arrays) > 1 else arrays[0])
         remaining -= set(theirs)
     if remaining:
         raise UsageError(f"the state dict has {sorted(remaining)[0]}, which this model has not")
@@ -156,10 +166,8 @@ def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Arr
     for path, (kind, theirs) in ours.items():
         if path[0] not in variables:
             continue
-        array = np.asarray(flat[path])
-        parts = array if len(theirs) > 1 else [array]
-        for name, part in zip(theirs, parts, strict=True):
-            state_dict[name] = _TO_TORCH[kind](part)
+        array = _TO_TORCH[kind](np.asarray(flat[path]))
+        state_dict |= zip(theirs, array if len(theirs) > 1 else [array], strict=True)
     return state_dict
 
 

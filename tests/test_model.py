@@ -172,6 +172,16 @@ def test_spectrogram_branch_is_its_layers(size, count, use_batch_statistics):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("frame", [7, 8])
+@pytest.mark.parametrize("band", [20, 21])
+def test_a_nan_passes_through_pooling(frame, band):
+    branch = SpectrogramBranch()
+    patches = jnp.zeros((2, 51, 128)).at[1, frame, band].set(jnp.nan)
+    variables = branch.init(jax.random.key(0), patches, use_batch_statistics=False)
+    out = branch.apply(variables, patches, use_batch_statistics=False)
+    assert jnp.isnan(out[1]).any() and not jnp.isnan(out[0]).any()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_skew_is_the_gather_it_replaces(steps):
     rows = jnp.asarray(np.random.RandomState(0).randn(3, steps, 2 * steps - 1), jnp.float32)

