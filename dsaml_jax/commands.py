@@ -172,7 +172,7 @@ def train_command(options: argparse.Namespace) -> None:
     console = Console(options.quiet or not is_first())
     with console.counter("reading") as progress:
         corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
-    cache = jax.config.jax_compilation_cache_dir
+    cache = jax.config.values["jax_compilation_cache_dir"]
     console.say(f"{describe_devices()}; compiled programs are kept in {cache}")
     if corpus.log_mel is None:
         console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")

@@ -45,7 +45,7 @@ def measure(config: ModelConfig, tasks: int, rounds: int) -> dict[str, list[floa
     small = [_plain(songs(config, 1, n, seed)) for n, seed in ((1, 0), (2, 1))]
     for name, peer in made.items():
         print(
-            f"{name}: worst relative error of the gradient {check_equal(peer, variables, *small):.1e}"
+            f"{name}: worst relative error of a tensor's gradient {check_equal(peer, variables, *small):.1e}"
         )
 
     support, query = songs(config, tasks, 1, 2), songs(config, tasks, QUERIES, 3)
