@@ -1,9 +1,9 @@
 """First-order meta-step against PyTorch in two forms.
 
-Claim: on two CPU cores the meta-step of the paper's size is faster than MAML as people write it in PyTorch, and than the
-strongest form of it that we found; see `torch_peers.py` for both, and for what was tried there.
+Claim: on two CPU cores, the meta-step of the paper's size takes two thirds of the time of MAML as people write it in PyTorch,
+and no more than the strongest form of it that we found; see `torch_peers.py` for both, and for what was tried there.
 Command: `python experiments/benchmarks/meta_step.py` (needs the extra [torch]; `--rounds`, `--tasks`).
-Result: `experiments/results/meta_step.md`. Time: about 20 minutes.
+Result: `experiments/results/meta_step.md` (3 rounds). Time: about 15 minutes.
 
 All sides get the same weights and the same batch, and must give the same loss and gradient before anything is timed.
 They run in turn in one process. What the C library does with freed memory matters more than most code here, so
@@ -15,6 +15,21 @@ at full size. Two cores multiply matrices of these shapes at 150 to 180 GFLOP/s,
 end, bound by memory, comes on top. On an accelerator with `F` FLOP/s and `B` bytes/s the bound of 16 tasks is the larger of
 `16 x 560e9 / F` and `16 x 16 x 5 x 119e6 / B`: each inner step reads each task's own 119 MB of weights twice, and
 writes a gradient and new weights.
+
+**What we aimed at and missed.** The aim was 1.5 times the plain peer and 1.2 times the strong one at full size, 3 and 2 times at
+width 64; measured: 1.5 and 1.04, 2.3 and 1.2. With memory kept, PyTorch gains a quarter to a half, and we gain nothing,
+as XLA allocates once for a whole program; the strong peer is then faster than we are. At full size, matrix products are 3.3 s
+of our 5.5 s by the profiler, at up to 210 GFLOP/s: 1.2 times the strong peer would leave 1.9 s for everything else, and the front
+end alone takes 1.4 s. At width 64 the front end is nearly everything, 31 songs at 40 ms: its arithmetic takes 8 ms, the rest goes
+into arrays of 4 to 14 MB that are written and read again. oneDNN's convolution, which PyTorch uses, need not write what
+a kernel sees; XLA's own for a CPU was slower than ours, which must.
+
+**What was tried.** Kept, with the meta-step's time at width 64 before and after: windows as matrix products, moments of the
+first convolution from its input, blocks of 60 patches (2.4 to 1.7 s); pooling that chooses by comparison and does not share
+the gradient of equals, and both directions' recurrent kernel as one matrix, so that no step of SGD transposes it (1.7 to 1.35 s).
+Not kept: `jnp.max` over a window (as fast, but its gradient can be 0 / 0), choosing by an index of 8 bits (a fifth faster for one
+song, twice as slow in blocks), rows of windows in pairs like the columns (no gain), blocks of 10 or 20 patches (no gain over
+all), tasks side by side by `vmap` (slower: weights of their own leave the cache), keeping the C library's memory (no gain).
 """
 
 from __future__ import annotations
