@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -203,13 +204,25 @@ def save_model(
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
         store = CheckpointStore(temporary)
-        store.save(step, variables, score=0.0)
-        store.close()
+        try:
+            store.save(step, variables, score=0.0)
+        finally:
+            store.close()
         write_run_info(temporary, info)
         temporary.chmod(0o755)
         os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(directory: Path) -> None:
+    """Removes a folder that writers of a failed save may still put files in, directories made anew for them."""
+    for _ in range(10):
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.1)
+        if not directory.exists():
+            return
 
 
 def require_free(directory: Path) -> None:

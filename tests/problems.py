@@ -128,11 +128,6 @@ def relative_error(actual, expected):
     return max(errors)
 
 
-def quick(fn):
-    """`jax.jit` that compiles in half the time, for what runs once."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def slope(value_of, point, direction, size):
     """Central difference."""
     ahead, behind = (

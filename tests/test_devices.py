@@ -29,7 +29,7 @@ def start(small_data, workdir, *, devices=1, settings=(), flags=()):
                *[f"--set={setting}" for setting in (*RUN, *settings)]]  # fmt: skip
     environment = os.environ | {
         "DSAML_CACHE": jax.config.jax_compilation_cache_dir,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
 
@@ -122,7 +122,8 @@ def test_steps_in_one_dispatch_are_the_same_steps(small_data, tmp_path):
 
     corpus = read_corpus(small_data[1])
     for together in (1, 2):
-        settings = [*SMALL_MODEL, "training.steps=7", f"training.steps_per_dispatch={together}"]
+        settings = [*SMALL_MODEL, "training.task=dmer", "training.steps=7",
+                    f"training.steps_per_dispatch={together}"]  # fmt: skip
         train(with_settings(preset("tiny"), settings), corpus, tmp_path / str(together))
     for mine, other in zip(*(read_metrics(tmp_path / n) for n in "12"), strict=True):
         assert mine.pop("kind") == other.pop("kind")

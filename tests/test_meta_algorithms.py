@@ -10,7 +10,7 @@ import pytest
 
 from dsaml_jax import UsageError, meta
 from dsaml_jax.meta.base import LearnedRates
-from tests.problems import mlp, mlp_loss, quadratic, quadratic_tasks, quick
+from tests.problems import mlp, mlp_loss, quadratic, quadratic_tasks
 
 NAMES = meta.algorithm_names()
 OPTIONS = {
@@ -327,8 +327,8 @@ def test_tasks_at_once(name, together):
             key=jax.random.key(1), **options,
         )  # fmt: skip
 
-    (value, aux), gradient = quick(lambda: run(tasks_at_once=together))()
-    (expected, expected_aux), expected_gradient = quick(run)()
+    (value, aux), gradient = jax.jit(lambda: run(tasks_at_once=together))()
+    (expected, expected_aux), expected_gradient = jax.jit(run)()
     assert value == pytest.approx(float(expected), rel=1e-6)
     assert value == pytest.approx(float(np.mean(aux["loss"])), rel=1e-6)
     assert jax.tree.structure(gradient) == jax.tree.structure(learned)

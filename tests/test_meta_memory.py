@@ -20,7 +20,6 @@ from tests.problems import (
     mlp_loss,
     quadratic,
     quadratic_tasks,
-    quick,
     relative_error,
     slope,
 )  # fmt: skip
@@ -61,7 +60,7 @@ def made(name, memory, **more):
 @functools.cache
 def without_upstream(name, memory):
     problem = Upstream(made(name, memory))
-    return quick(jax.value_and_grad(problem.value))(problem.theta)
+    return jax.jit(jax.value_and_grad(problem.value))(problem.theta)
 
 
 @pytest.mark.parametrize("memory", FRUGAL)
@@ -84,7 +83,7 @@ def through_meta_gradient(memory):
         upstream = jax.grad(lambda theta: problem.meta_gradient(theta)[0])(theta)
         return value, by_learned, upstream
 
-    return quick(both)(problem.theta)
+    return jax.jit(both)(problem.theta)
 
 
 @pytest.mark.parametrize("memory", meta.MEMORY_MODES)
@@ -115,8 +114,8 @@ def test_finite_differences(name, memory):
         else:
             algorithm, tolerance = made(name, memory), 1e-7
         problem = Upstream(algorithm, np.float64)
-        value_of = quick(problem.value)
-        gradient = quick(jax.grad(problem.value))(problem.theta)
+        value_of = jax.jit(problem.value)
+        gradient = jax.jit(jax.grad(problem.value))(problem.theta)
         for direction in directions(problem.theta):
             expected = slope(value_of, problem.theta, direction, 1e-5)
             assert abs(expected) > 1e-4
@@ -131,7 +130,7 @@ def real_model():
     )  # fmt: skip
     model = DSAML(config)
     arrays = [inputs(seed, 1, 6, config.width) for seed in (1, 2)]
-    variables = quick(model.init)(jax.random.key(0), *arrays[0][:2])
+    variables = jax.jit(model.init)(jax.random.key(0), *arrays[0][:2])
     with jax.enable_x64(True):
         double = lambda x: jnp.asarray(x, jnp.float64)  # noqa: E731
         support, query = jax.tree.map(lambda x: double(x)[None], arrays)
@@ -154,7 +153,7 @@ def test_finite_differences_on_the_model(real_model, memory):
     with jax.enable_x64(True):
         algorithm = meta.algorithm("maml", steps=4, learning_rate=0.05, memory=memory)
 
-        @quick
+        @jax.jit
         def both(params):
             return meta.meta_gradient(loss, params, support, query, algorithm=algorithm)
 

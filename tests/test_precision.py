@@ -40,24 +40,15 @@ def loss_and_output(params, data, config, stats):
     return value, (out, updates["batch_stats"])
 
 
-def compiled(fn, *arguments):
-    """Runs `fn`, compiled in half the usual time."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(fn).lower(*arguments).compile(compiler_options=options)(*arguments)
-
-
 @pytest.fixture(scope="module")
 def both(variables, data):
     """`((loss, (output, statistics)), gradient)` of each."""
 
     def run(config):
-        return compiled(
-            jax.value_and_grad(
-                lambda params: loss_and_output(params, data, config, variables["batch_stats"]),
-                has_aux=True,
-            ),
-            variables["params"],
-        )
+        def loss(params):
+            return loss_and_output(params, data, config, variables["batch_stats"])
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     return run(FULL), run(HALF)
 
@@ -113,7 +104,7 @@ def test_meta_gradient_has_the_same_direction(name, variables, data):
         def gradient(params):
             return meta.meta_gradient(loss, params, support, query, algorithm=algorithm)[1]
 
-        return compiled(gradient, variables["params"])
+        return jax.jit(gradient)(variables["params"])
 
     full, half = run(FULL), run(HALF)
     assert all_float32(half)

@@ -308,7 +308,7 @@ def test_a_finished_run_does_not_need_its_source_any_more(corpus, small_run, tmp
 
 
 def test_dropout_may_change_on_the_way_from_one_run_to_the_next(corpus, small_run, tmp_path):
-    config = settings(f"training.init_from={small_run}", "model.dropout=0.2",
+    config = settings(f"training.init_from={small_run}", "model.dropout=0.2", "training.task=dmer",
                       "training.steps=2", "training.validate_every=2")  # fmt: skip
     train(config, corpus, tmp_path / "run")
 
