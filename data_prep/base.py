@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -148,7 +148,10 @@ def deal(ids: Iterable[str], *, validation: float, test: float) -> dict[str, Spl
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary name beside `path`; renames it over `path` only if the block succeeds."""
+    """Gives a temporary name beside `path`; renames it over `path` only if the block succeeds.
+
+    After the block the file is on the disk: a power cut leaves the old one or the new one, never a part.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name[:40]}.", suffix=path.suffix
@@ -158,6 +161,30 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o644)
+        sync(temporary)
         os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or all below a folder, is on the disk."""
+    for inner in path.rglob("*") if path.is_dir() else ():
+        (sync_folder if inner.is_dir() else _sync_file)(inner)
+    (sync_folder if path.is_dir() else _sync_file)(path)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk, where the system can be asked to."""
+    with suppress(OSError):  # Windows opens no folders, some network disks sync none
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -19,18 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from data_prep.base import DataError, replacing
+from data_prep.base import DataError, replacing, sync, sync_folder
 from data_prep.features import FeatureConfig
 from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
+from dsaml_jax.devices import is_first, wait_for_others
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models.dsaml import DSAML
 
 RUN_FILE = "run.json"
-_MODEL, _OPTIMIZER = "model", "optimizer"
+CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"
+SCHEMA_VERSION = 2
+"""Of a checkpoint. 1 had neither version nor checksums."""
+
+_MODEL, _OPTIMIZER, _EXTRA = "model", "optimizer", "extra"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,59 +114,151 @@ def read_run_info(directory: Path) -> RunInfo:
         raise UsageError(f"{path}: damaged or of another version ({error})") from None
 
 
-class CheckpointStore:
-    """The checkpoints of one directory: the two latest and the one with the best score.
+class DamagedCheckpoint(UsageError):
+    """A checkpoint that cannot be read, or whose numbers are not those that were written."""
 
-    A checkpoint appears whole or not at all, also when the process is killed while writing it.
+
+class CheckpointStore:
+    """The checkpoints of one folder: the two latest and the one with the best score.
+
+    A checkpoint appears whole or not at all, also when the process is killed while writing it, and is on the disk
+    when `save` returns. It carries a checksum of its numbers, which every restore compares.
     """
 
-    def __init__(self, directory: Path, sharding: jax.sharding.Sharding | None = None) -> None:
-        """Opens, and makes if need be, `directory/checkpoints`.
+    def __init__(
+        self,
+        directory: Path,
+        sharding: jax.sharding.Sharding | None = None,
+        *,
+        folder: str = CHECKPOINTS,
+        read_only: bool = False,
+    ) -> None:
+        """Opens `directory/folder`.
 
         Args:
           directory: of a run.
           sharding: where restored arrays go, whatever devices wrote them; None: to the first device.
+          folder: of the checkpoints.
+          read_only: nothing is made or changed, so that a run can be read while it trains.
         """
         self._sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        policies = ocp.checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(2),
-                policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1),
-            ]
-        )
-        self._manager = ocp.CheckpointManager(
-            (directory / "checkpoints").resolve(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics["score"],
-                best_mode="max",
-                preservation_policy=keep,
-                enable_async_checkpointing=False,
-            ),
-        )
+        self._folder = (directory / folder).resolve()
+        self._read_only = read_only
+        self._manager: ocp.CheckpointManager | None = None
+
+    @property
+    def _orbax(self) -> ocp.CheckpointManager:
+        """Opened late, since Orbax reads all scores then: damaged ones must be out of its way."""
+        if self._manager is None:
+            policies = ocp.checkpoint_managers
+            keep = policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(2),
+                    policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1),
+                ]
+            )
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    best_fn=lambda metrics: metrics["score"],
+                    best_mode="max",
+                    preservation_policy=keep,
+                    enable_async_checkpointing=False,
+                    read_only=self._read_only,
+                    create=not self._read_only,
+                ),
+            )
+        return self._manager
 
     def save(
-        self, step: int, variables: Mapping[str, Any], score: float, optimizer: PyTree | None = None
+        self,
+        step: int,
+        variables: Mapping[str, Any],
+        score: float,
+        optimizer: PyTree | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Writes a model with its validation score, and the optimiser's state where training goes on."""
-        items = {_MODEL: ocp.args.StandardSave(dict(variables))}
-        if optimizer is not None:
-            items[_OPTIMIZER] = ocp.args.StandardSave(optimizer)
-        try:
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score})
-        except (ValueError, RuntimeError) as error:  # how Orbax says that a disk is full
-            reason = " ".join(str(error).split())[:200]
-            raise OSError(
-                f"{self._manager.directory}/{step}: writing failed; is the disk full? ({reason})"
-            ) from None
+        """Writes a model with its validation score.
 
-    def latest_step(self) -> int | None:
-        """Step of the newest checkpoint."""
-        return self._manager.latest_step()
+        Args:
+          step: of the run.
+          variables: of the model.
+          score: the higher the better.
+          optimizer: the optimiser's state, where training goes on.
+          extra: plain values for JSON, where there is more to remember.
+
+        Raises:
+          OSError: writing failed.
+        """
+        trees: dict[str, PyTree] = {_MODEL: dict(variables)}
+        if optimizer is not None:
+            trees[_OPTIMIZER] = optimizer
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        if extra is not None:
+            items[_EXTRA] = ocp.args.JsonSave(dict(extra))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "sha256": {name: checksum(tree) for name, tree in trees.items()},
+        }
+        try:
+            self._orbax.save(
+                step, args=ocp.args.Composite(**items), metrics={"score": score}, custom_metadata=manifest
+            )  # fmt: skip
+        except (ValueError, RuntimeError) as error:  # how Orbax says that a disk is full
+            raise OSError(
+                f"{self._folder / str(step)}: writing failed; is the disk full? ({_reason(error)})"
+            ) from None
+        if is_first():
+            sync(self._folder / str(step))
+            sync_folder(self._folder)
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints, ascending; damaged ones too."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdecimal())
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint."""
-        return self._manager.best_step()
+        """Step of the best checkpoint.
+
+        Raises:
+          DamagedCheckpoint: there is one whose score cannot be read.
+        """
+        for step in self.steps():
+            self.score(step)
+        return self._orbax.best_step()
+
+    def score(self, step: int) -> float:
+        """Validation score of a step.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+        """
+        path = self._folder / str(step) / "metrics" / "metrics"
+        try:
+            return float(json.loads(path.read_text())["score"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(step, error) from None
+
+    def manifest(self, step: int) -> dict[str, Any] | None:
+        """Schema version and checksums; None for a checkpoint of a version that wrote none.
+
+        Raises:
+          DamagedCheckpoint: it cannot be read.
+          UsageError: it was written by a later version.
+        """
+        path = self._folder / str(step) / "_CHECKPOINT_METADATA"
+        try:
+            manifest = json.loads(path.read_text())["custom_metadata"]
+            version = manifest.get("schema_version", 1)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(step, error) from None
+        if version > SCHEMA_VERSION:
+            raise UsageError(
+                f"{self._folder / str(step)}: written by a later version (schema {version}; this one reads "
+                f"{SCHEMA_VERSION}); update dsaml_jax"
+            )
+        return manifest or None
 
     def restore_model(self, step: int, like: PyTree) -> dict[str, Any]:
         """The variables of a step; names and shapes must be those of `like`."""
@@ -168,27 +268,71 @@ class CheckpointStore:
         """The optimiser's state of a step, structured as `like`."""
         return self._restore(_OPTIMIZER, step, like)
 
+    def has_optimizer(self, step: int) -> bool:
+        """Whether training can go on from a step; a model by itself has none."""
+        return (self._folder / str(step) / _OPTIMIZER).is_dir()
+
+    def restore_extra(self, step: int) -> dict[str, Any]:
+        """The plain values of a step."""
+        return self._read(_EXTRA, step, ocp.args.JsonRestore())
+
     def _restore(self, item: str, step: int, like: PyTree) -> Any:
+        manifest = self.manifest(step)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding), like
         )
-        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        try:
-            restored = self._manager.restore(step, args=args)[item]
-        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UsageError(
-                f"{self._manager.directory}/{step}: damaged, or of another model than {RUN_FILE} says "
-                f"({reason})"
-            ) from None
+        restored = jax.device_get(self._read(item, step, ocp.args.StandardRestore(abstract)))
+        if manifest and manifest["sha256"].get(item) != checksum(restored):
+            raise self._damaged(step, f"the checksum of {item} differs")
         # Orbax commits arrays to a device; a step would compile once for these and again for its own.
-        return jax.tree.map(jax.numpy.asarray, jax.device_get(restored))
+        return jax.tree.map(jax.numpy.asarray, restored)
+
+    def _read(self, item: str, step: int, how: Any) -> Any:
+        self.score(step)
+        try:
+            return self._orbax.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except Exception as error:  # Orbax and TensorStore raise whatever they come across
+            raise self._damaged(step, error) from None
+
+    def _damaged(self, step: int, reason: object) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"{self._folder / str(step)}: damaged, or of another model than {RUN_FILE} says ({_reason(reason)}); "
+            f"'dsaml checkpoint verify {self._folder.parent}' tells which are whole"
+        )
+
+    def put_aside(self, step: int) -> Path:
+        """Moves a checkpoint out of the way; returns where it is now."""
+        place = self._folder.parent / DAMAGED / f"{self._folder.name}-{step}"
+        if is_first():
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(self._folder / str(step), place)
+        wait_for_others(f"{self._folder.name} {step} is put aside")
+        if self._manager is not None:
+            self._manager.reload()
+        return place
 
     def close(self) -> None:
-        """Releases the directory."""
-        # Saves are synchronous: whatever Orbax raises here, `save` has raised before.
-        with contextlib.suppress(ValueError, RuntimeError):
-            self._manager.close()
+        """Releases the folder."""
+        if self._manager is not None:
+            # Saves are synchronous: whatever Orbax raises here, `save` has raised before.
+            with contextlib.suppress(ValueError, RuntimeError):
+                self._manager.close()
+
+
+def checksum(tree: PyTree) -> str:
+    """SHA-256 over names, dtypes, shapes and numbers of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _reason(error: object) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def save_model(
@@ -238,14 +382,13 @@ def load_model(directory: Path) -> LoadedModel:
       UsageError: `directory` holds neither, or what it holds does not fit its own configuration.
     """
     info = read_run_info(directory)
-    if not (directory / "checkpoints").is_dir():
-        raise UsageError(f"{directory}: has no checkpoint yet")
     model = DSAML(info.config.model)
-    store = CheckpointStore(directory)
+    store = CheckpointStore(directory, read_only=True)
     try:
+        if not store.steps():
+            raise UsageError(f"{directory}: has no checkpoint yet")
         step = store.best_step()
-        if step is None:
-            raise UsageError(f"{directory}: has no finished checkpoint yet")
+        assert step is not None
         like = variables_like(info.config, info.features)
         return LoadedModel(model, store.restore_model(step, like), info, step)
     finally:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_prep.base import DataError
 from data_prep.features import EMBEDDINGS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax import commands
-from dsaml_jax.errors import UsageError
+from dsaml_jax.errors import Interrupted, UsageError
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
@@ -27,7 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.debug:
             _silence_background_threads()
         command: Callable[[argparse.Namespace], None] = options.run
-        command(options)
+        with _terminable():
+            command(options)
+        return 0
+    except Interrupted as error:
+        print(f"dsaml: {error}", file=sys.stderr)
+        return 0 if error.signal == signal.SIGTERM else 128 + error.signal
+    except _Terminated:
+        if not options.goes_on:
+            return _fail(options, _Terminated(), "terminated", 128 + signal.SIGTERM)
+        print("dsaml: stopped; what is done is kept, and the same command goes on", file=sys.stderr)
         return 0
     except (UsageError, DataError) as error:
         return _fail(options, error, str(error), 2)
@@ -48,13 +60,33 @@ def _fail(options: argparse.Namespace, error: BaseException, message: str, statu
     return status
 
 
+class _Terminated(BaseException):
+    """SIGTERM came to a command that does not catch it itself."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that nothing is left half-written."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _silence_background_threads() -> None:
     """Orbax writes in threads and raises their errors again here; nobody needs to read them twice.
 
     (It also closes its event loop while a failed thread still reports to it.)
     """
     import logging
-    import threading
     import warnings
 
     from absl import logging as absl_logging
@@ -93,7 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], None], summary: str, more: str = ""
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        summary: str,
+        more: str = "",
+        *,
+        goes_on: bool = False,
     ) -> argparse.ArgumentParser:
         command = subparsers.add_parser(
             name,
@@ -101,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{summary}. {more}",
             formatter_class=argparse.RawTextHelpFormatter,
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, goes_on=goes_on)
         command.add_argument("--quiet", action="store_true", help="print nothing but errors")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         return command
@@ -114,12 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_personalize(add)
     _add_predict(add)
     _add_convert(add)
+    _add_checkpoint(add)
+    _add_runs(add)
     return parser
 
 
 def _add_demo(add: Add) -> None:
     demo = add("demo", commands.demo_command, "Make a corpus, train, evaluate, personalise and write a report",
-               "A few minutes on two cores. Start it again to go on after an interruption.")  # fmt: skip
+               "A few minutes on two cores. Start it again to go on after an interruption.", goes_on=True)  # fmt: skip
     demo.add_argument(
         "--quick", action="store_true", help="everything smaller: under two minutes, poor numbers"
     )
@@ -137,7 +176,7 @@ def _add_demo(add: Add) -> None:
 def _add_prepare(add: Add) -> None:
     prepare = add("prepare", commands.prepare_command, "Turn a corpus into TFDS shards of features",
                   "Done once; training never touches a sound file. Start it again to go on after an\n"
-                  "interruption, or when the corpus has grown: no sound is decoded twice.")  # fmt: skip
+                  "interruption, or when the corpus has grown: no sound is decoded twice.", goes_on=True)  # fmt: skip
     prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
                          help="deam, pmemo: your copy of it, see the README\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
@@ -176,7 +215,8 @@ def _add_describe(add: Add) -> None:
 
 def _add_train(add: Add) -> None:
     train = add("train", commands.train_command, "Train, or go on with, a run",
-                "The same --workdir with the same settings continues after an interruption.")  # fmt: skip
+                "The same --workdir with the same settings continues after an interruption. SIGTERM and ctrl-C save\n"
+                "first; a second one insists.", goes_on=True)  # fmt: skip
     train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     _add_stream_above(train)
@@ -232,6 +272,24 @@ def _add_convert(add: Add) -> None:
                               "imagebind: imagebind_huge.pth -> its audio tower as safetensors")  # fmt: skip
     convert.add_argument("file", type=Path, help="the .pth file")
     convert.add_argument("--out", type=Path, required=True, help="folder of the checkpoint, or the .safetensors file")  # fmt: skip
+
+
+def _add_checkpoint(add: Add) -> None:
+    checkpoint = add("checkpoint", commands.checkpoint_command, "Look at the checkpoints of a run, check or export them")  # fmt: skip
+    checkpoint.add_argument("action", choices=("ls", "verify", "export"),
+                            help="ls: steps, scores, sizes\nverify: read every number and compare checksums\n"
+                                 "export: the best one as safetensors")  # fmt: skip
+    checkpoint.add_argument("directory", type=Path, help="folder of a run or of a personal model")
+    checkpoint.add_argument("--out", type=Path, metavar="FILE", help="export: the .safetensors file")  # fmt: skip
+
+
+def _add_runs(add: Add) -> None:
+    runs = add("runs", commands.runs_command, "See how runs are doing, also while they train")
+    runs.add_argument("action", choices=("ls", "show", "replay"),
+                      help="ls: a line for each run at or below PATH\nshow: one run, and its report as a page\n"
+                           "replay: compute a step again whose loss was not finite, from the file it left")  # fmt: skip
+    runs.add_argument("path", type=Path, metavar="PATH", nargs="?", default=Path(),
+                      help="ls: a folder (default: this one); show: a run; replay: its failures/step-N.safetensors")  # fmt: skip
 
 
 def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:

@@ -198,6 +198,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     from dsaml_jax.checkpoints import load_model
     from dsaml_jax.evaluation import evaluate, table, write_evaluation
     from dsaml_jax.progress import Console
+    from dsaml_jax.run_report import write_run_report
 
     console = Console(options.quiet)
     dmer = load_model(options.dmer) if options.dmer else None
@@ -209,6 +210,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console=console,
     )
     write_evaluation(evaluation, options.workdir)
+    write_run_report(options.workdir)
     facts = evaluation.facts
     console.say(
         f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
@@ -274,6 +276,51 @@ def predict_command(options: argparse.Namespace) -> None:
         console.say(f"written: {done} x CSV and PNG in {options.out}")
     if failed:
         raise DataError("; ".join(failed))
+
+
+def checkpoint_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml checkpoint`."""
+    from dsaml_jax.inspection import checkpoint_lines, export_model
+
+    if options.action == "export":
+        if options.out is None:
+            raise UsageError("--out is needed: the .safetensors file")
+        count = export_model(options.directory, options.out)
+        print(f"exported: {options.out} ({count:,} numbers of the best checkpoint)")
+        return
+    verify = options.action == "verify"
+    lines = checkpoint_lines(options.directory, verify=verify)
+    scores = [line.score for line in lines if line.score is not None]
+    for line in lines:
+        score = "-" if line.score is None else f"{line.score:.4f}"
+        mark = " (best)" if scores and line.score == max(scores) else ""
+        print(f"step {line.step}: score {score}{mark}, {line.size / 1e6:.1f} MB, {line.state}")
+    damaged = [line for line in lines if "damaged" in line.state]
+    if verify and damaged:
+        raise UsageError(
+            f"{len(damaged)} of {len(lines)} checkpoints are damaged; 'dsaml train' with the same settings puts "
+            "them aside and goes on from the newest whole one"
+        )
+
+
+def runs_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml runs`."""
+    if options.action == "ls":
+        from dsaml_jax.inspection import runs_table
+
+        print(runs_table(options.path))
+    elif options.action == "show":
+        from dsaml_jax.inspection import run_lines
+        from dsaml_jax.run_report import REPORT_FILE, write_run_report
+
+        print("\n".join(run_lines(options.path)))
+        write_run_report(options.path)
+        print(f"report: {options.path / REPORT_FILE}")
+    else:
+        from dsaml_jax.failures import read_bundle, replay, report
+
+        bundle = read_bundle(options.path)
+        print("\n".join(report(bundle, replay(bundle))))
 
 
 def convert_command(options: argparse.Namespace) -> None:

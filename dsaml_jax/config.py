@@ -119,6 +119,7 @@ class TrainingConfig:
       steps: optimiser steps.
       seed: of the initialisation, the sampler, dropout, and who is held out.
       learning_rate: of Adam.
+      clip_norm: gradients of a larger global norm are scaled down to it; 0 lets them be.
       batch_songs: songs per step of DMER.
       steps_per_dispatch: steps that run on the device as one program; a divisor of `log_every`. More of them spare an
         accelerator the wait for the host, and the progress bar moves in larger steps.
@@ -132,6 +133,7 @@ class TrainingConfig:
     steps: int = 2000
     seed: int = 0
     learning_rate: float = 5e-5
+    clip_norm: float = 0.0
     batch_songs: int = 15
     steps_per_dispatch: int = 1
     log_every: int = 10
@@ -158,6 +160,8 @@ class TrainingConfig:
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
         _check_rate("training.learning_rate", self.learning_rate)
+        if self.clip_norm:
+            _check_rate("training.clip_norm", self.clip_norm)
         if not 0 <= self.seed < 2**32:
             raise UsageError("training.seed must be in [0, 2^32)")
 

@@ -38,7 +38,8 @@ from dsaml_jax.personalize import (
 )
 from dsaml_jax.progress import Console
 from dsaml_jax.report import Picture, write_report
-from dsaml_jax.training import read_metrics, train
+from dsaml_jax.runs import read_metrics
+from dsaml_jax.training import train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,18 +90,22 @@ def attention_maps(attention: np.ndarray, titles: tuple[str, ...]) -> Figure:
 
 
 def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
-    """Loss in training and score in validation, from a run's metrics."""
+    """Loss and gradient in training, score in validation, from a run's metrics."""
+    training = [line for line in lines if line["kind"] == "train"]
+    validation = [line for line in lines if line["kind"] == "validation"]
+    norms = [line for line in training if "gradient_norm" in line]  # earlier versions wrote none
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.8), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        training = [line for line in lines if line["kind"] == "train"]
-        validation = [line for line in lines if line["kind"] == "validation"]
-        left.plot([x["step"] for x in training], [x["total_loss"] for x in training], color=ADAPTED)
-        left.set(xlabel="step", title=f"{title}: training loss")
-        right.plot(
-            [x["step"] for x in validation], [x["score"] for x in validation], "o-", color=ADAPTED
-        )
-        right.set(xlabel="step", title="validation score")
+        figure = Figure(figsize=(9.0, 2.8), layout="constrained")
+        loss, gradient, score = figure.subplots(1, 3)
+        for axis, rows, column, style, name in (
+            (loss, training, "total_loss", "-", f"{title}: training loss"),
+            (gradient, norms, "gradient_norm", "-", "norm of the gradient"),
+            (score, validation, "score", "o-", "validation score"),
+        ):
+            axis.plot([x["step"] for x in rows], [x[column] for x in rows], style, color=ADAPTED)
+            axis.set(xlabel="step", title=name)
+        if norms:
+            gradient.set_yscale("log")
         return figure
 
 

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file with everything in it."""
+"""Reports: one HTML file each, with everything in it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_report(
     findings: list[str],
     facts: dict[str, str],
 ) -> None:
-    """Writes the page.
+    """Writes the page of the demo.
 
     Args:
       path: of the HTML file.
@@ -59,24 +59,40 @@ def write_report(
       findings: what the table says, in words, one line each.
       facts: what was run, beside the environment.
     """
-    templates = Environment(
-        loader=PackageLoader("dsaml_jax"), autoescape=True, undefined=StrictUndefined
-    )
-    best = {
-        column: (min if column.endswith("rmse") else max)(
-            (row[column]["mean"], method) for method, row in evaluation.summary.items()
-        )[1]
-        for column in COLUMNS
-    }
-    page = templates.get_template("report.html").render(
+    render(
+        path,
+        "report.html",
         evaluation=evaluation,
         columns=COLUMNS,
         dimensions=DIMENSIONS,
         metrics=METRICS,
-        best=best,
+        best=best_methods(evaluation.summary),
         findings=findings,
-        pictures=[(p.title, p.caption, Markup(to_svg(p.figure))) for p in pictures],
+        pictures=drawn(pictures),
         facts=facts | environment(),
     )
+
+
+def best_methods(summary: dict[str, dict[str, dict[str, float]]]) -> dict[str, str]:
+    """Column -> the method with the best mean."""
+    return {
+        column: (min if column.endswith("rmse") else max)(
+            (row[column]["mean"], method) for method, row in summary.items()
+        )[1]
+        for column in COLUMNS
+    }
+
+
+def drawn(pictures: list[Picture]) -> list[tuple[str, str, Markup]]:
+    """Title, caption and SVG of each."""
+    return [(p.title, p.caption, Markup(to_svg(p.figure))) for p in pictures]
+
+
+def render(path: Path, template: str, **values: object) -> None:
+    """Fills a template; what is put into it is text, whatever it holds."""
+    templates = Environment(
+        loader=PackageLoader("dsaml_jax"), autoescape=True, undefined=StrictUndefined
+    )
+    page = templates.get_template(template).render(**values)
     with replacing(path) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")

@@ -1,45 +1,33 @@
 """One trainer for DMER and PDMER.
 
 `train` is the whole story, read from top to bottom: set up or resume, step, log, validate, save. What a step
-does is in :func:`make_dmer_step` and :func:`make_pdmer_step`; both are pure, jitted once, and touch the host
-only where the metrics file is written.
+does is in `dsaml_jax.steps`; the host is touched only where the metrics file is written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import math
-import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from data_prep.base import replacing
 from data_prep.shards import Corpus
-from dsaml_jax import checkpoints, meta
-from dsaml_jax.adaptation import (
-    inner_algorithm,
-    query_loss,
-    support_loss,
-    to_learned,
-    to_variables,
-)
-from dsaml_jax.base import PyTree
-from dsaml_jax.batches import TaskArrays, WindowArrays, batches, drawing
-from dsaml_jax.checkpoints import CheckpointStore, RunInfo
+from dsaml_jax import checkpoints, failures
+from dsaml_jax.adaptation import to_learned, to_variables
+from dsaml_jax.batches import Drawn, batches, drawing
+from dsaml_jax.checkpoints import CHECKPOINTS, CheckpointStore, DamagedCheckpoint, RunInfo
 from dsaml_jax.config import RunConfig, differences
 from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
     consensus_target,
-    gather_windows,
     held_out,
     identity,
     pool_of,
@@ -48,130 +36,21 @@ from dsaml_jax.corpus import (
     to_device,
 )
 from dsaml_jax.devices import Devices, is_first, wait_for_others
-from dsaml_jax.errors import UsageError
+from dsaml_jax.errors import Interrupted, UsageError
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
+from dsaml_jax.run_report import write_run_report
+from dsaml_jax.runs import LOCK_FILE, RunLog, State, only_here
+from dsaml_jax.steps import TrainState, make_dmer_step, make_optimizer, make_pdmer_step, step_key
+from dsaml_jax.stopping import StopRequest
 from dsaml_jax.tasks import TaskPool, evaluation_tasks
 
-METRICS_FILE = "metrics.jsonl"
+INTERRUPTED = "interrupted"
+"""Folder of the state a run was in when it was asked to stop; gone with the next checkpoint."""
 
-
-@flax.struct.dataclass
-class TrainState:
-    """What training changes.
-
-    Attributes:
-      learned: what the optimiser trains: the model's parameters, and inner rates where those are learned.
-      batch_stats: running statistics of BatchNorm.
-      optimizer: optax's state.
-    """
-
-    learned: PyTree
-    batch_stats: PyTree
-    optimizer: PyTree
-
-
-Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-"""`(state, corpus, drawn, first, seed) -> (state, terms)`: steps `first`, `first + 1`, ..., one for each entry of `drawn`.
-
-`terms` have a leading axis of steps. Jitted; the state is donated.
-"""
-
-
-def make_dmer_step(
-    model: DSAML,
-    optimizer: optax.GradientTransformation,
-    sharding: jax.sharding.Sharding | None = None,
-) -> Step:
-    """Steps of DMER; `drawn` is :class:`~dsaml_jax.batches.WindowArrays`. Results go to `sharding`."""
-    dropout = model.config.dropout > 0.0
-
-    def step(
-        corpus: DeviceCorpus,
-        state: TrainState,
-        windows: WindowArrays,
-        index: jax.Array,
-        key: jax.Array,
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = gather_windows(corpus, windows.song, windows.window)
-        loss = query_loss(model, state.batch_stats, batch_norm=True)
-        (_, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.learned, batch, key if dropout else None
-        )
-        return _update(optimizer, state, gradient, stats), terms
-
-    return _several(step, sharding)
-
-
-def make_pdmer_step(
-    model: DSAML,
-    config: RunConfig,
-    optimizer: optax.GradientTransformation,
-    sharding: jax.sharding.Sharding | None = None,
-    devices: int = 1,
-) -> Step:
-    """Meta-steps; `drawn` is :class:`~dsaml_jax.batches.TaskArrays`. Results go to `sharding`."""
-    dropout = model.config.dropout > 0.0
-    algorithm = inner_algorithm(config.meta)
-    by_batch = config.meta.batch_norm == "batch"
-    # On a CPU nothing is gained by computing tasks side by side, and each one's arrays leave the cache.
-    together = config.meta.tasks if jax.default_backend() != "cpu" else devices
-    together = config.meta.tasks_at_once or together
-
-    def step(
-        corpus: DeviceCorpus, state: TrainState, tasks: TaskArrays, index: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def gathering(loss: Callable[..., Any]) -> Callable[..., Any]:
-            """The loss of windows by their indices, so that only the tasks at work are in memory."""
-            return lambda params, places, *key: loss(params, gather_windows(corpus, *places), *key)
-
-        (_, (terms, stats)), gradient = meta.meta_gradient(
-            gathering(support_loss(model, config.meta, state.batch_stats)),
-            state.learned,
-            (tasks.support_song, tasks.support_window, tasks.support),
-            (tasks.query_song, tasks.query_window, tasks.query),
-            algorithm=algorithm,
-            query_loss_fn=gathering(query_loss(model, state.batch_stats, batch_norm=by_batch)),
-            has_aux=True,
-            key=key if dropout else None,
-            step=index,
-            tasks_at_once=together,
-        )
-        stats, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), (stats, terms))
-        return _update(optimizer, state, gradient, stats), terms
-
-    return _several(step, sharding)
-
-
-def _several(step: Callable[..., Any], sharding: jax.sharding.Sharding | None) -> Step:
-    """Steps one after the other in one program, without a word to the host in between."""
-
-    def run(
-        state: TrainState, corpus: DeviceCorpus, drawn: Any, first: jax.Array, seed: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.key(seed)
-
-        def one(state: TrainState, inputs: tuple[jax.Array, Any]) -> tuple[TrainState, Any]:
-            index, now = inputs
-            return step(corpus, state, now, index, jax.random.fold_in(key, index))
-
-        steps = jax.tree.leaves(drawn)[0].shape[0]
-        return jax.lax.scan(one, state, (first + jnp.arange(steps), drawn))
-
-    return jax.jit(run, donate_argnums=0, out_shardings=sharding)
-
-
-def _update(
-    optimizer: optax.GradientTransformation, state: TrainState, gradient: PyTree, stats: PyTree
-) -> TrainState:
-    with jax.numpy_dtype_promotion("standard"):  # Adam's bias correction is float ** int
-        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.learned)
-    return TrainState(
-        learned=optax.apply_updates(state.learned, updates),
-        batch_stats=stats,
-        optimizer=new_optimizer,
-    )
+Rows = dict[str, np.ndarray]
+"""Terms of the steps since the last line of the metrics file, each `[n]`."""
 
 
 def train(
@@ -185,15 +64,17 @@ def train(
     Args:
       config: of the run.
       corpus: prepared features and labels.
-      workdir: made if missing. Holds `run.json`, `metrics.jsonl`, `checkpoints/`.
+      workdir: made if missing. Holds `run.json`, `metrics.jsonl`, `checkpoints/`, and for people
+        `status.json`, `report.html`, `tensorboard/`.
       console: where progress goes.
 
     Returns:
       `best_step`, `best_score`.
 
     Raises:
-      UsageError: `workdir` belongs to another configuration; a part of the corpus is too small; the loss
-        is not finite (the last good checkpoint stays).
+      UsageError: `workdir` belongs to another configuration, or another process trains it; a part of the
+        corpus is too small; a loss or gradient is not finite (the last good checkpoint stays).
+      Interrupted: SIGINT or SIGTERM asked to stop; the state is saved.
     """
     console = console or Console(quiet=True)
 
@@ -205,7 +86,7 @@ def train(
     _require_songs(parts)
     target = consensus_target(corpus, parts["train"])
     model = DSAML(config.model)
-    optimizer = optax.adam(config.training.learning_rate)
+    optimizer = make_optimizer(config.training)
     meta_task = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], config, console) if meta_task else None
     devices = Devices(config.meta.tasks if meta_task else config.training.batch_songs)
@@ -216,67 +97,113 @@ def train(
     )
     device = devices.replicate(to_device(corpus, target, parts["validation"].songs))
     validate = _make_validation(model, config, corpus, device, parts)
-
-    # ---- Fresh, or from the last checkpoint. Nothing has been written so far.
-    fresh = not (workdir / "checkpoints").is_dir()
-    state = _initial_state(model, config, corpus, optimizer) if fresh else None
-    wait_for_others("everybody has looked")
-    if is_first():
-        checkpoints.write_run_info(workdir, info)
-    wait_for_others("the run is there")
-    store = CheckpointStore(workdir, devices.everywhere)
-    start = store.latest_step() or 0
-    if start:
-        state = _restore(store, start, config, corpus, optimizer)
-        console.say(f"resuming {workdir} at step {start}")
-    elif state is None:  # killed before its first checkpoint
-        state = _initial_state(model, config, corpus, optimizer)
-    state = devices.replicate(state)
-    metrics = MetricsFile(workdir / METRICS_FILE, start)
-
-    # ---- The loop.
-    total, together = config.training.steps, config.training.steps_per_dispatch
     draw = drawing(config, pool, corpus, parts["train"], target)
-    coming = batches(corpus, target, device, draw, start + 1, total + 1, together)
-    pending: list[dict[str, jax.Array]] = []
-    seed = np.uint32(config.training.seed)
-    bar = console.bar(total, config.training.task, "step", done=start)
-    try:
-        for here, drawn in coming:
-            if here is not device:
-                here = devices.replicate(here)
-            state, terms = step_fn(state, here, devices.split(drawn), np.int32(start + 1), seed)
-            pending.append(terms)
-            advanced = len(jax.tree.leaves(drawn)[0])
-            start += advanced
-            bar.update(advanced)
-            last = start == total
-            if start % config.training.log_every == 0 or last:
-                line = _collect(pending, start)
-                pending = []
-                metrics.append(line)
-                bar.set_postfix(
-                    loss=f"{line['total_loss']:.3f}", score=f"{line['score']:.3f}", refresh=False
+    fresh = not any((workdir / folder).is_dir() for folder in (CHECKPOINTS, INTERRUPTED))
+    state = _initial_state(model, config, corpus, optimizer) if fresh else None
+    wait_for_others("everybody has looked")  # nothing has been written so far
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        if is_first():
+            stack.enter_context(only_here(workdir))
+            checkpoints.write_run_info(workdir, info)
+        wait_for_others("the run is there")
+
+        # ---- Fresh, or from the last state that is whole.
+        start, restored, rows = _last_state(workdir, devices, config, corpus, optimizer, console)
+        if restored is not None:
+            console.say(f"resuming {workdir} at step {start}")
+        elif state is None:  # killed before its first checkpoint
+            state = _initial_state(model, config, corpus, optimizer)
+        state = devices.replicate(restored or state)
+        store = CheckpointStore(workdir, devices.everywhere)
+        stack.callback(store.close)
+        total, together = config.training.steps, config.training.steps_per_dispatch
+        if start == total:
+            return _result(workdir, store, console)
+        log = RunLog(workdir, start, total, silent=not is_first())
+        stack.callback(log.close)
+
+        def require_finite(rows: Rows, step: int) -> None:
+            """Says whose data it was, with the state, which has not changed since the step that failed."""
+            wrong = _first_not_finite(rows, step)
+            if wrong:
+                here, drawn = next(batches(corpus, target, device, draw, wrong, wrong + 1))
+                assert state is not None
+                raise UsageError(
+                    _failure(workdir, config, corpus, here, drawn, draw(wrong), state, wrong)
                 )
-            if start % config.training.validate_every == 0 or last:
-                variables = to_variables(state.learned, state.batch_stats)
-                scores = validate(variables)
-                if not math.isfinite(scores["score"]):
-                    raise UsageError(f"the validation score is not finite after step {start}")
-                metrics.append({"step": start, "kind": "validation"} | scores)
-                store.save(start, variables, scores["score"], {"optimizer": state.optimizer})
-    finally:
-        bar.close()
-        best = store.best_step()
-        store.close()
-    wait_for_others("the last checkpoint is there")
-    best_score = next(
-        line["score"]
-        for line in read_metrics(workdir)
-        if line["kind"] == "validation" and line["step"] == best
-    )
-    console.say(f"best validation score {best_score:.3f} at step {best}")
-    return {"best_step": float(best or 0), "best_score": best_score}
+
+        # ---- The loop.
+        coming = batches(corpus, target, device, draw, start + 1, total + 1, together)
+        pending: list[Mapping[str, Any]] = [rows] if rows else []
+        seed = np.uint32(config.training.seed)
+        bar = stack.enter_context(console.bar(total, config.training.task, "step", done=start))
+        try:
+            for here, drawn in coming:
+                if here is not device:
+                    here = devices.replicate(here)
+                state, terms = step_fn(state, here, devices.split(drawn), np.int32(start + 1), seed)
+                pending.append(terms)
+                advanced = len(jax.tree.leaves(drawn)[0])
+                start += advanced
+                bar.update(advanced)
+                last, saved = start == total, False
+                logged = start % config.training.log_every == 0 or last
+                if logged:
+                    rows, pending = _rows(pending), []
+                    require_finite(rows, start)
+                    line = {name: float(np.mean(values)) for name, values in rows.items()}
+                    log.numbers("train", start, line)
+                    log.state("training", start)
+                    bar.set_postfix(
+                        loss=f"{line['total_loss']:.3f}",
+                        score=f"{line['score']:.3f}",
+                        refresh=False,
+                    )
+                if start % config.training.validate_every == 0 or last:
+                    log.state("validating", start)
+                    variables = to_variables(state.learned, state.batch_stats)
+                    scores = validate(variables)
+                    if not math.isfinite(scores["score"]):
+                        raise UsageError(f"the validation score is not finite after step {start}")
+                    log.numbers("validation", start, scores)
+                    store.save(start, variables, scores["score"], {"optimizer": state.optimizer})
+                    _forget_interruption(workdir)
+                    log.state("training", start)
+                    saved = True
+                # Several processes ask each other only where they wait for the device anyway.
+                signal = stop.agreed() if logged or jax.process_count() == 1 else 0
+                if signal and not last:
+                    if not saved:
+                        rows = _rows(pending)
+                        require_finite(rows, start)
+                        _save_interrupted(workdir, devices, start, state, rows)
+                    raise Interrupted(
+                        f"stopped at step {start} of {total}; everything is saved, and the same command goes on",
+                        signal,
+                    )
+        except Exception as error:
+            kind: State = "stopped" if isinstance(error, Interrupted) else "failed"
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                log.state(kind, start, str(error))
+                if is_first():
+                    write_run_report(workdir)
+            raise
+        log.state("finished", start)
+        wait_for_others("the last checkpoint is there")
+        return _result(workdir, store, console)
+
+
+def _result(workdir: Path, store: CheckpointStore, console: Console) -> dict[str, float]:
+    """Of a run that has taken all its steps; with the report, if that is still missing."""
+    best = store.best_step()
+    assert best is not None
+    score = store.score(best)
+    if is_first():
+        write_run_report(workdir)
+    console.say(f"best validation score {score:.3f} at step {best}")
+    return {"best_step": float(best), "best_score": score}
 
 
 def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
@@ -287,15 +214,6 @@ def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
         config.training, init_from=str(Path(source).resolve()) if source else ""
     )
     return dataclasses.replace(config, model=model, training=training)
-
-
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file.
-
-    `kind` is `train` (means since the line before) or `validation`.
-    """
-    path = workdir / METRICS_FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _require_ours(workdir: Path, info: RunInfo) -> None:
@@ -313,7 +231,7 @@ def _require_ours(workdir: Path, info: RunInfo) -> None:
                 "choose another --workdir, or the same settings to go on"
             )
         return
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_dir() and any(path.name != LOCK_FILE for path in workdir.iterdir()):
         raise UsageError(f"{workdir} is not empty and not a run; choose another --workdir")
 
 
@@ -343,7 +261,7 @@ def _initial_state(
         wanted = jax.eval_shape(
             lambda: checkpoints.initial_variables(model, corpus.features, jax.random.key(0))
         )
-        shapes = [jax.tree.map(jnp.shape, variables) for variables in (source.variables, wanted)]
+        shapes = [jax.tree.map(np.shape, variables) for variables in (source.variables, wanted)]
         if shapes[0] != shapes[1]:
             other = dataclasses.replace(config, model=source.info.config.model)
             raise UsageError(
@@ -364,7 +282,39 @@ def _initial_state(
     learned = variables["params"]
     if config.training.task == "pdmer":  # rates of another run belonged to its algorithm
         learned = to_learned(config.meta, {"params": learned})
-    return TrainState(learned, variables["batch_stats"], optimizer.init(learned))
+    return TrainState(learned, variables["batch_stats"], optimizer.init(learned), np.True_)
+
+
+def _last_state(
+    workdir: Path,
+    devices: Devices,
+    config: RunConfig,
+    corpus: Corpus,
+    optimizer: optax.GradientTransformation,
+    console: Console,
+) -> tuple[int, TrainState | None, Rows]:
+    """Step, state and unlogged terms to go on from; 0 and None where nothing was saved.
+
+    All checkpoints are read, and those that are damaged put aside.
+    """
+    newest: tuple[int, TrainState | None, Rows] = (0, None, {})
+    for folder in (CHECKPOINTS, INTERRUPTED):
+        store = CheckpointStore(workdir, devices.everywhere, folder=folder)
+        for step in store.steps():
+            try:
+                state = _restore(store, step, config, corpus, optimizer)
+                rows = _restore_rows(store, step) if folder == INTERRUPTED else {}
+            except DamagedCheckpoint as error:
+                console.say(f"{error}; moved to {store.put_aside(step)}")
+                continue
+            if step > newest[0]:
+                newest = step, state, rows
+        store.close()
+        if folder == CHECKPOINTS:
+            at_checkpoint = newest[0]
+    if newest[0] == at_checkpoint:
+        _forget_interruption(workdir)
+    return newest
 
 
 def _restore(
@@ -380,7 +330,27 @@ def _restore(
         learned = to_learned(config.meta, variables)
     like = jax.eval_shape(optimizer.init, learned)
     restored = store.restore_optimizer(step, {"optimizer": like})
-    return TrainState(learned, variables["batch_stats"], restored["optimizer"])
+    return TrainState(learned, variables["batch_stats"], restored["optimizer"], np.True_)
+
+
+def _save_interrupted(
+    workdir: Path, devices: Devices, step: int, state: TrainState, rows: Rows
+) -> None:
+    store = CheckpointStore(workdir, devices.everywhere, folder=INTERRUPTED)
+    terms = {name: values.tolist() for name, values in rows.items()}  # exact in float64
+    store.save(
+        step, to_variables(state.learned, state.batch_stats), 0.0, {"optimizer": state.optimizer}, terms
+    )  # fmt: skip
+    store.close()
+
+
+def _restore_rows(store: CheckpointStore, step: int) -> Rows:
+    return {name: np.asarray(x, np.float64) for name, x in store.restore_extra(step).items()}
+
+
+def _forget_interruption(workdir: Path) -> None:
+    if is_first():
+        shutil.rmtree(workdir / INTERRUPTED, ignore_errors=True)
 
 
 def _make_validation(
@@ -406,48 +376,53 @@ def _make_validation(
     return lambda variables: adapted_scores(model, config.meta, variables, corpus, device, tasks)
 
 
-def _collect(pending: list[dict[str, jax.Array]], step: int) -> dict[str, Any]:
-    """Means over the steps since the last line; refuses a loss that is not finite."""
+def _rows(pending: list[Mapping[str, Any]]) -> Rows:
+    """Terms of several dispatches, on the host, one after the other."""
+    if not pending:
+        return {}
     dispatches = jax.device_get(pending)
-    rows = {
+    return {
         name: np.concatenate([terms[name] for terms in dispatches], dtype=np.float64)
         for name in dispatches[0]
     }
-    losses = rows["total_loss"]
-    wrong = np.flatnonzero(~np.isfinite(losses))
-    if len(wrong):
-        number = step - len(losses) + 1 + int(wrong[0])
-        raise UsageError(
-            f"the loss is {losses[wrong[0]]} at step {number}; the last good checkpoint is "
-            "kept. Lower training.learning_rate or meta.learning_rate"
-        )
-    means = {name: float(np.mean(values)) for name, values in rows.items()}
-    return {"step": step, "kind": "train"} | means
 
 
-class MetricsFile:
-    """The metrics of a run, a JSON object a line; written by the first of several processes."""
+def _first_not_finite(rows: Rows, step: int) -> int | None:
+    """The first step whose loss or gradient is not finite, of those that end with `step`."""
+    if not rows:
+        return None
+    healthy = np.isfinite(rows["total_loss"]) & np.isfinite(rows["gradient_norm"])
+    if healthy.all():
+        return None
+    return step - len(healthy) + 1 + int(np.argmin(healthy))
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Drops lines after the checkpoint that the run resumes from, and a torn last line."""
-        self._path = path
-        if not is_first() or not path.is_file():
-            return
-        kept = []
-        for line in path.read_text().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except ValueError:
-                break
-        with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Adds a line, on the disk when this returns."""
-        if not is_first():
-            return
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+def _failure(
+    workdir: Path,
+    config: RunConfig,
+    corpus: Corpus,
+    here: DeviceCorpus,
+    drawn: Drawn,
+    names: Drawn,
+    state: TrainState,
+    step: int,
+) -> str:
+    """What went wrong in a step, whose data it was, and where the file is that replays it.
+
+    `state` is that before the step, see :class:`~dsaml_jax.steps.TrainState`.
+    """
+    wrong = f"the loss or its gradient is not finite at step {step}"
+    mend = (
+        "The last good checkpoint is kept. Lower training.learning_rate or meta.learning_rate, or set "
+        "training.clip_norm"
+    )
+    if jax.process_count() > 1:
+        return f"{wrong}. {mend}; one process alone also says whose data it was"
+    drawn = jax.tree.map(lambda x: x[0], drawn)
+    variables = jax.device_get(to_variables(state.learned, state.batch_stats))
+    key = step_key(np.uint32(config.training.seed), np.int32(step))
+    bundles = failures.bundles_of_step(config, corpus, here, drawn, names, variables, step, key)
+    what, bundle = failures.blame(bundles)
+    path = workdir / failures.FAILURES_FOLDER / f"step-{step}.safetensors"
+    failures.write_bundle(path, bundle)
+    return f"{wrong}: {what}. {mend}. To compute it again: dsaml runs replay {path}"

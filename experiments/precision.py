@@ -30,7 +30,8 @@ from dsaml_jax import DSAML, ModelConfig, losses, meta
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.report import environment
-from dsaml_jax.training import read_metrics, train
+from dsaml_jax.runs import read_metrics
+from dsaml_jax.training import train
 
 RESULTS = Path(__file__).parent / "results"
 MODULES = ("spectrogram", "adapter", "encoder", "predictor")

@@ -15,7 +15,7 @@ import pytest
 from dsaml_jax import UsageError, checkpoints, cli
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.devices import Devices
-from dsaml_jax.training import METRICS_FILE, read_metrics
+from dsaml_jax.runs import METRICS_FILE, read_metrics
 from tests.conftest import SMALL_MODEL
 
 RUN = (*SMALL_MODEL, "meta.tasks=4", "training.steps=20", "training.validate_every=10",

@@ -30,7 +30,8 @@ from dsaml_jax.corpus import (
     to_device,
 )
 from dsaml_jax.evaluation import evaluate
-from dsaml_jax.training import METRICS_FILE, read_metrics, train
+from dsaml_jax.runs import METRICS_FILE, read_metrics
+from dsaml_jax.training import train
 from tests.conftest import SMALL_MODEL
 from tests.deam_files import make_deam
 

@@ -225,7 +225,7 @@ import sys, jax, dsaml_jax.training as training
 from dsaml_jax.cli import main
 class Arrived(Exception): pass
 def make_step(*_):
-    def step(state, corpus, drawn, key):
+    def step(state, corpus, *_):
         jax.block_until_ready(corpus)
         raise Arrived
     return step

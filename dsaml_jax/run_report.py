@@ -1,0 +1,80 @@
+"""The report of a run: one HTML file in its work directory, from the files that the run has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dsaml_jax.checkpoints import read_run_info
+from dsaml_jax.config import flatten
+from dsaml_jax.runs import RunStatus, read_metrics, read_status
+
+REPORT_FILE = "report.html"
+
+
+def write_run_report(workdir: Path) -> None:
+    """Writes `report.html` of a run, however far it is.
+
+    Raises:
+      UsageError: `workdir` is no run.
+      OSError: it cannot be written.
+    """
+    # Drawing is loaded here, so that a start of training does not wait for it.
+    from dsaml_jax import figures
+    from dsaml_jax.evaluation import COLUMNS, DIMENSIONS, METRICS
+    from dsaml_jax.report import Picture, best_methods, drawn, environment, render
+
+    info = read_run_info(workdir)
+    status = read_status(workdir) or RunStatus("killed", 0, info.config.training.steps, 0.0)
+    lines = read_metrics(workdir)
+    validations = [line for line in lines if line["kind"] == "validation"]
+    results = _results(workdir)
+    picture = Picture(
+        "Learning",
+        "Loss and norm of the gradient, mean of the steps since the point before; and the score on the "
+        "validation part (mean of CCC, PCC and 1 - RMSE, after adapting where the run adapts).",
+        figures.learning_curve(lines, info.config.training.task.upper()),
+    )
+    render(
+        workdir / REPORT_FILE,
+        "run.html",
+        name=workdir.resolve().name,
+        status=status,
+        headline=headline(status),
+        pictures=drawn([picture]) if lines else [],
+        results=results,
+        best=best_methods(results["summary"]) if results else {},
+        columns=COLUMNS,
+        dimensions=DIMENSIONS,
+        metrics=METRICS,
+        validations=validations,
+        validation_columns=[x for x in (validations or [{}])[0] if x not in ("step", "kind")],
+        data={"corpus": info.data, "features": info.features.name},
+        settings=flatten(info.config),
+        facts=environment(),
+    )
+
+
+def headline(status: RunStatus) -> str:
+    """A run in one sentence."""
+    text = f"{status.state.capitalize()} at step {status.step} of {status.steps}, after {duration(status.seconds)}."
+    if status.best_step:
+        text += f" Best validation score {status.best_score:.3f}, at step {status.best_step}."
+    return text
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _results(workdir: Path) -> dict[str, Any] | None:
+    """What `dsaml evaluate` wrote, if it has."""
+    path = workdir / "results.json"
+    if not path.is_file():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
