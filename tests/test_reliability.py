@@ -191,7 +191,7 @@ def test_a_damaged_model_is_not_used(copy, capsys):
         checkpoints.load_model(copy)
     assert main(["checkpoint", "verify", str(copy)]) == 2
     out = capsys.readouterr()
-    assert out.out.count("whole\n") == len(list((copy / "checkpoints").iterdir())) - 1
+    assert out.out.count(", whole\n") == len(list((copy / "checkpoints").iterdir())) - 1
     assert "1 of " in out.err
 
 
