@@ -95,6 +95,15 @@ def _made_before(shard: str, row: int, config: FeatureConfig) -> SongAnalysis:
     return SongAnalysis(example["log_mel"], example["window_start"], example["embedding"], None)
 
 
+def to_record(example: dict[str, Any], config: FeatureConfig) -> bytes:
+    """Bytes of an example, the same in every process: protobuf by itself shuffles the names."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    record = features_dict(config).serialize_example(example)
+    proto: bytes = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+    return proto
+
+
 def read_examples(records: Iterable[bytes], config: FeatureConfig) -> list[dict[str, Any]]:
     """Examples from their bytes."""
     features = features_dict(config)

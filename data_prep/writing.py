@@ -24,8 +24,8 @@ from data_prep.examples import (
     RECORD_OPTIONS,
     Job,
     analyse_job,
-    features_dict,
     make_example,
+    to_record,
 )
 from data_prep.features import FeatureConfig
 from data_prep.parallel import Progress, parallel_map
@@ -129,7 +129,7 @@ def write_shard(
                     problems.append(analysis)
                     continue
                 example = make_example(job, analysis, embed)
-                record = features_dict(config).serialize_example(example)
+                record = to_record(example, config)
                 write(record)
                 total += len(record)
                 written[job.song.song_id] = {"sound": job.sound, "steps": len(example["mean"])}

@@ -164,6 +164,7 @@ class CheckpointStore:
                     best_mode="max",
                     preservation_policy=keep,
                     enable_async_checkpointing=False,
+                    cleanup_tmp_directories=not self._read_only,  # of saves that were killed
                     read_only=self._read_only,
                     create=not self._read_only,
                 ),

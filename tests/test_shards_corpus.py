@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import tensorflow_datasets as tfds
 from data_prep.audio import load_audio
 from data_prep.base import DataError, deal_splits
 from data_prep.deam import read_deam
+from data_prep.examples import read_examples, to_record
 from data_prep.features import FeatureConfig, log_mel
 from data_prep.prepare import prepare
 from data_prep.shards import FACTS_FILE, VERSION, find_dataset, read_corpus
@@ -68,6 +70,19 @@ def test_round_trip(root, corpus):
             assert corpus.annotator_ids[corpus.rating_annotator[index]] == rating.annotator_id
             first = corpus.rating_first[index]
             np.testing.assert_array_equal(corpus.ratings[first : first + steps, 1], rating.valence)
+
+
+def test_a_record_has_the_same_bytes_in_every_process():
+    """Protobuf shuffles the names of a map, in each process in its own way."""
+    example = {
+        "song_id": "1", "sound": "a@15+2", "log_mel": np.zeros((2, CONFIG.frames, CONFIG.mel_bands), CONFIG.dtype),
+        "embedding": np.zeros((1, CONFIG.embedding_width), np.float32), "window_start": np.zeros(1, np.int32),
+        "mean": np.zeros((2, 2), np.float32), "annotator_ids": ["x", "y"], "ratings": np.zeros((4, 2), np.float32),
+    }  # fmt: skip
+    record = to_record(example, CONFIG)
+    assert hashlib.sha256(record).hexdigest()[:16] == "fb1ad00af497ce2b"
+    (back,) = read_examples([record], CONFIG)
+    assert back["song_id"] == b"1" and back["log_mel"].shape == example["log_mel"].shape
 
 
 @pytest.mark.filterwarnings("ignore:label:DeprecationWarning")  # TFDS's, with some protobufs
