@@ -47,6 +47,9 @@ SMALL_MODEL = (
 )  # fmt: skip
 """A run that takes a second after compiling."""
 
+SMALL_DMER = (*SMALL_MODEL, "training.task=dmer", "training.learning_rate=3e-3")
+"""The same of DMER: tests that differ in nothing that is compiled share one program."""
+
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):

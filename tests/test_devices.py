@@ -16,7 +16,7 @@ from dsaml_jax import UsageError, checkpoints, cli
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.devices import Devices
 from dsaml_jax.runs import METRICS_FILE, read_metrics
-from tests.conftest import SMALL_MODEL
+from tests.conftest import SMALL_DMER, SMALL_MODEL
 
 RUN = (*SMALL_MODEL, "meta.tasks=4", "training.steps=20", "training.validate_every=10",
        "training.log_every=1", "training.learning_rate=1e-4")  # fmt: skip
@@ -122,7 +122,7 @@ def test_steps_in_one_dispatch_are_the_same_steps(small_data, tmp_path):
 
     corpus = read_corpus(small_data[1])
     for together in (1, 2):
-        settings = [*SMALL_MODEL, "training.task=dmer", "training.steps=7",
+        settings = [*SMALL_DMER, "training.steps=7",
                     f"training.steps_per_dispatch={together}"]  # fmt: skip
         train(with_settings(preset("tiny"), settings), corpus, tmp_path / str(together))
     for mine, other in zip(*(read_metrics(tmp_path / n) for n in "12"), strict=True):

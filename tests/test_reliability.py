@@ -25,9 +25,9 @@ from dsaml_jax.errors import Interrupted
 from dsaml_jax.runs import METRICS_FILE, read_metrics, read_status
 from dsaml_jax.stopping import StopRequest
 from dsaml_jax.training import INTERRUPTED, train
-from tests.conftest import SMALL_MODEL
+from tests.conftest import SMALL_DMER, SMALL_MODEL
 
-DMER = (*SMALL_MODEL, "training.task=dmer", "training.batch_songs=5", "training.log_every=4")
+DMER = (*SMALL_DMER, "training.log_every=4")
 
 
 def settings(*more, base=DMER):

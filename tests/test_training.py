@@ -18,7 +18,7 @@ from data_prep.deam import read_deam
 from data_prep.features import FeatureConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, checkpoints, meta, training
+from dsaml_jax import UsageError, checkpoints, meta, steps
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
 from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
@@ -32,14 +32,14 @@ from dsaml_jax.corpus import (
 from dsaml_jax.evaluation import evaluate
 from dsaml_jax.runs import METRICS_FILE, read_metrics
 from dsaml_jax.training import train
-from tests.conftest import SMALL_MODEL
+from tests.conftest import SMALL_DMER, SMALL_MODEL
 from tests.deam_files import make_deam
 
 TINY = preset("tiny")
 
 
-def settings(*more):
-    return with_settings(TINY, [*SMALL_MODEL, *more])
+def settings(*more, base=SMALL_MODEL):
+    return with_settings(TINY, [*base, *more])
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,7 @@ def corpus(small_data):
 
 
 def test_dmer_learns(corpus, tmp_path):
-    config = settings("training.task=dmer", "training.steps=40", "training.learning_rate=3e-3",
-                      "training.validate_every=20")  # fmt: skip
+    config = settings("training.steps=40", "training.validate_every=20", base=SMALL_DMER)
     result = train(config, corpus, tmp_path / "run")
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert [line["step"] for line in lines] == list(range(2, 41, 2))
@@ -260,11 +259,11 @@ def test_a_streamed_run_goes_on_where_it_stopped(streamed, tmp_path):
 
 def test_one_trace_in_a_run(corpus, tmp_path, monkeypatch):
     counts = []
-    original = training.gather_windows
+    original = steps.gather_windows
     monkeypatch.setattr(
-        training, "gather_windows", lambda *args: (counts.append(1), original(*args))[1]
+        steps, "gather_windows", lambda *args: (counts.append(1), original(*args))[1]
     )
-    config = settings("training.task=dmer", "training.steps=6", "training.validate_every=2")
+    config = settings("training.steps=6", "training.validate_every=2", base=SMALL_DMER)
     train(config, corpus, tmp_path / "run")
     assert len(counts) == 1
 
@@ -321,28 +320,6 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(corpus, tmp_path, monkeypatch):
-    original = training.make_dmer_step
-
-    def broken(model, optimizer, sharding):
-        step = original(model, optimizer, sharding)
-
-        def poisoned(state, device, windows, first, seed):
-            poisoned.calls += 1
-            state, terms = step(state, device, windows, first, seed)
-            if poisoned.calls == 7:
-                terms = terms | {"total_loss": terms["total_loss"] * np.float32(np.nan)}
-            return state, terms
-
-        poisoned.calls = 0
-        return poisoned
-
-    monkeypatch.setattr(training, "make_dmer_step", broken)
-    with pytest.raises(UsageError, match="nan at step 7; the last good checkpoint is kept"):
-        train(settings("training.task=dmer"), corpus, tmp_path / "run")
-    assert checkpoints.load_model(tmp_path / "run").step == 4
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -376,7 +353,7 @@ def test_a_corpus_without_annotators_says_so(real, tmp_path, corpus):
     with pytest.raises(UsageError, match="PDMER needs"):
         train(settings(), averaged, tmp_path / "pdmer")
     train(
-        settings("training.task=dmer", "training.steps=2", "training.validate_every=2"),
+        settings("training.steps=2", "training.validate_every=2", base=SMALL_DMER),
         averaged,
         tmp_path / "dmer",
     )
