@@ -95,6 +95,7 @@ class FeatureStore:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         paths = [str(folder / shard["file"]) for shard in shards if shard["written"]]
+        self._folder = folder
         self._source = ArrayRecordDataSource(paths)
         self._config = config
 
@@ -102,9 +103,19 @@ class FeatureStore:
         return len(self._source)
 
     def read(self, songs: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """`log_mel` `[n, F, M]` as stored and `embedding` `[e, E]` of each song, by index."""
-        records = self._source.__getitems__(list(songs))
-        examples = read_examples(records, self._config)
+        """`log_mel` `[n, F, M]` as stored and `embedding` `[e, E]` of each song, by index.
+
+        Raises:
+          DataError: shards are missing or damaged.
+        """
+        try:
+            records = self._source.__getitems__(list(songs))
+            examples = read_examples(records, self._config)
+        except Exception as error:  # ArrayRecord and protobuf raise whatever they come across
+            reason = " ".join(str(error).split())[:200]
+            raise DataError(
+                f"{self._folder}: a shard is missing or damaged ({reason}); 'dsaml prepare' mends it"
+            ) from None
         return [(example["log_mel"], example["embedding"]) for example in examples]
 
 

@@ -72,6 +72,22 @@ def test_round_trip(root, corpus):
             np.testing.assert_array_equal(corpus.ratings[first : first + steps, 1], rating.valence)
 
 
+def test_shards_that_vanish_or_rot_while_they_are_streamed(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    first, second, third = (read_corpus(tmp_path / "data", stream_above_gb=0.0) for _ in range(3))
+    everything = range(len(first.song_ids))
+    assert len(first.store.read(everything)) == len(everything)
+    shards = list((tmp_path / "data").rglob("*.array_record*"))
+    for path in shards:
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(DataError, match="shard is missing or damaged"):
+        second.store.read(everything)
+    for path in shards:
+        path.unlink()
+    with pytest.raises(DataError, match=r"shard is missing or damaged.*prepare"):
+        third.store.read(everything)
+
+
 def test_a_record_has_the_same_bytes_in_every_process():
     """Protobuf shuffles the names of a map, in each process in its own way."""
     example = {
