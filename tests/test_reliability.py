@@ -103,7 +103,7 @@ def test_an_interruption_that_is_damaged_costs_only_itself(corpus, whole, tmp_pa
     with pytest.raises(Interrupted):
         train(settings(), corpus, workdir)
     monkeypatch.undo()
-    flip(workdir / INTERRUPTED / "6")
+    cut(workdir / INTERRUPTED / "6")
     train(settings(), corpus, workdir)
     assert (workdir / "damaged" / "interrupted-6").is_dir()
     assert_same(workdir, whole)
@@ -138,14 +138,11 @@ def test_signals_to_the_command(small_data, whole, tmp_path, number, status):
 # ---- Damage.
 
 
-def flip(folder):
-    """Changes one bit in the middle of the largest data file."""
-    path = max(
-        (x for x in folder.rglob("d/*") if "model" in str(x)), key=lambda x: x.stat().st_size
-    )
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+def other_numbers(folder):
+    """A model that can be read, but is not what was written: that of another step."""
+    (other,) = {path for path in folder.parent.iterdir() if path.name.isdecimal()} - {folder}
+    shutil.rmtree(folder / "model")
+    shutil.copytree(other / "model", folder / "model")
 
 
 def empty(name):
@@ -161,7 +158,7 @@ def cut(folder):
 
 
 DAMAGES = {
-    "a bit": flip, "cut short": cut, "no manifest": empty("_CHECKPOINT_METADATA"),
+    "other numbers": other_numbers, "cut short": cut, "no manifest": empty("_CHECKPOINT_METADATA"),
     "no score": empty("metrics/metrics"), "no tree": empty("model/_METADATA"),
     "no optimizer": lambda folder: shutil.rmtree(folder / "optimizer"),
 }  # fmt: skip
@@ -186,7 +183,7 @@ def test_all_damaged_is_a_new_beginning(corpus, whole, copy):
 
 
 def test_a_damaged_model_is_not_used(copy, capsys):
-    flip(copy / "checkpoints" / f"{checkpoints.load_model(copy).step}")
+    other_numbers(copy / "checkpoints" / f"{checkpoints.load_model(copy).step}")
     with pytest.raises(UsageError, match=r"checksum of model differs.*dsaml checkpoint verify"):
         checkpoints.load_model(copy)
     assert main(["checkpoint", "verify", str(copy)]) == 2
