@@ -4,7 +4,7 @@ Claim: after any number of SIGKILL, SIGTERM, SIGINT and cuts of power, in traini
 written and while a corpus is prepared, starting the same command again ends in the same metrics file, the same checkpoints
 (by their checksums), the same table of results and the same shards.
 Command: `python experiments/benchmarks/kills.py --out /tmp/kills`.
-Result: `experiments/results/kills.md`. Time: about 25 minutes on two CPU cores.
+Result: `experiments/results/kills.md`. Time: about 30 minutes on two busy CPU cores.
 
 A cut of power is simulated: strace (a Debian package) logs what a run writes and syncs; it is killed, and of every file
 that holds bytes it had not synced only a random part is left, or zeros. Names are taken to be kept, as a journal
