@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
-from data_prep.audio import MAX_SECONDS, load_audio
+from data_prep.audio import load_audio, max_seconds
 from data_prep.base import DataError, replacing
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
 from data_prep.features import FeatureConfig
@@ -104,7 +104,7 @@ def read_annotations(path: Path) -> np.ndarray:
                 raise ValueError(f"{len(cells)} cells where 3 belong")
             time, arousal, valence = (cells[i] for i in order)
             values[row] = (
-                number("time", time, 0.0, MAX_SECONDS),
+                number("time", time, 0.0, max_seconds()),
                 number("arousal", arousal, -1.0, 1.0),
                 number("valence", valence, -1.0, 1.0),
             )
