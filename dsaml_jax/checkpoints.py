@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from data_prep.base import DataError, replacing, sync, sync_folder
 from data_prep.features import FeatureConfig
+from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
@@ -98,7 +99,7 @@ def read_run_info(directory: Path) -> RunInfo:
     if not path.is_file():
         raise UsageError(f"{directory}: not a run or a personalised model (it has no {RUN_FILE})")
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         version = values["format_version"]
         if version != FORMAT_VERSION:
             raise UsageError(
@@ -106,7 +107,7 @@ def read_run_info(directory: Path) -> RunInfo:
             )
         return RunInfo(
             from_json(values["config"], str(path)),
-            FeatureConfig(**values["features"]),
+            from_plain(FeatureConfig, values["features"]),
             str(values["data"]),
             str(values["note"]),
         )
@@ -236,7 +237,7 @@ class CheckpointStore:
         """
         path = self._folder / str(step) / "metrics" / "metrics"
         try:
-            return float(json.loads(path.read_text())["score"])
+            return float(parse_json(path.read_text())["score"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, error) from None
 
@@ -249,8 +250,10 @@ class CheckpointStore:
         """
         path = self._folder / str(step) / "_CHECKPOINT_METADATA"
         try:
-            manifest = json.loads(path.read_text())["custom_metadata"]
-            version = manifest.get("schema_version", 1)
+            manifest = parse_json(path.read_text())["custom_metadata"]
+            version = int(manifest.get("schema_version", 1))
+            if manifest:
+                manifest["sha256"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(step, error) from None
         if version > SCHEMA_VERSION:
@@ -345,7 +348,7 @@ def save_model(
     """
     require_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
     try:
         store = CheckpointStore(temporary)
         try:

@@ -15,6 +15,7 @@ import optax
 from flax import traverse_util
 
 from data_prep.base import replacing
+from data_prep.plain import parse_json
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss, to_learned
 from dsaml_jax.base import SongBatch
@@ -286,14 +287,14 @@ def read_bundle(path: Path) -> Bundle:
             if kind in groups:
                 groups[kind][rest] = value
         return Bundle(
-            config=from_json(json.loads(metadata["config"]), str(path)),
+            config=from_json(parse_json(metadata["config"]), str(path)),
             step=int(metadata["step"]),
             what=metadata["what"],
             variables=traverse_util.unflatten_dict(groups["variables"], sep=_SEPARATOR),
             support=SongBatch(**groups["support"]) if groups["support"] else None,
             query=SongBatch(**groups["query"]),
             keys=arrays["keys"],
-            songs=tuple(json.loads(metadata["songs"])),
+            songs=tuple(parse_json(metadata["songs"])),
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a bundle of a failed step ({error})") from None
