@@ -54,10 +54,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
-    if kind in (int, float):
-        numeric = isinstance(value, (int, kind)) and not isinstance(value, bool)
-        return numeric and abs(value) < 2**63 and math.isfinite(value)
-    return isinstance(value, kind)
+    if isinstance(value, int) and not isinstance(value, bool) and kind in (int, float):
+        return abs(value) < 2**63
+    return isinstance(value, kind) and (kind is not float or math.isfinite(value))
 
 
 def _shown(value: Any) -> str:

@@ -30,7 +30,7 @@ MIN_LABELLED_STEPS = 10
 
 
 _LARGEST = {
-    "width": 2**16, "num_heads": 2**16, "num_layers": 1000, "ffn_width": 2**18, "max_position": 2**16,
+    "width": 2**16, "num_heads": 2**16, "num_layers": 100, "ffn_width": 2**18, "max_position": 2**16,
     "embedding_width": 2**16,
 }  # fmt: skip
 """Far beyond use: a file that asks for more is damaged, and would take the machine with it."""

@@ -22,12 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from data_prep.base import DataError, replacing, sync, sync_folder
 from data_prep.features import FeatureConfig
 from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
-from dsaml_jax.base import PyTree
+from dsaml_jax.base import ModelConfig, PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
 from dsaml_jax.devices import is_first, wait_for_others
 from dsaml_jax.errors import UsageError
@@ -404,6 +405,29 @@ def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> 
     width = model.config.embedding_width or model.config.width
     embedding = jax.numpy.zeros((1, 1, width))
     return dict(model.init(key, log_mel, embedding))
+
+
+def require_variables(
+    variables: Mapping[str, Any], model: ModelConfig, features: FeatureConfig, where: str
+) -> None:
+    """Raises UsageError unless these are finite numbers in the shapes of the model's `params` and `batch_stats`."""
+
+    def init() -> dict[str, Any]:
+        return initial_variables(DSAML(model), features, jax.random.key(0))
+
+    expected = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    found = traverse_util.flatten_dict(dict(variables), sep="/")
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in expected or name not in found:
+            what = "is missing" if name in expected else "is not of this model"
+            raise UsageError(f"{where}: {name!r} {what}")
+        if tuple(found[name].shape) != expected[name].shape:
+            raise UsageError(
+                f"{where}: {name!r} has the shape {list(found[name].shape)} instead of "
+                f"{list(expected[name].shape)}"
+            )
+        if not np.isfinite(found[name]).all():
+            raise UsageError(f"{where}: {name!r} holds numbers that are not finite")
 
 
 def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:

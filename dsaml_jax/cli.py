@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.base import DataError
+from data_prep.base import DataError, printable
 from data_prep.features import EMBEDDINGS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax import commands
@@ -48,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError as error:
+        return _fail(options, error, f"not enough memory ({error}); see 'Limits' in the README", 1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(options, error, f"{place}{error.strerror or error}", 1)
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(options: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
     if options.debug:
         raise error
-    print(f"dsaml: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dsaml: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from data_prep.plain import from_plain
-from dsaml_jax.base import ModelConfig
+from dsaml_jax.base import WINDOW_STEPS, ModelConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import algorithm_names
 from dsaml_jax.meta.memory import MemoryMode
@@ -178,6 +178,12 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     meta: MetaConfig = MetaConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        if self.model.position != "absolute" and self.model.max_position < WINDOW_STEPS:
+            raise UsageError(
+                f"model.max_position must be {WINDOW_STEPS} or more, the steps of a window"
+            )
 
 
 _OURS = MetaConfig(
