@@ -54,9 +54,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
-    if isinstance(value, int) and not isinstance(value, bool) and kind in (int, float):
+    if isinstance(value, bool) or kind not in (int, float):
+        return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if isinstance(value, int):
         return abs(value) < 2**63
-    return isinstance(value, kind) and (kind is not float or math.isfinite(value))
+    return kind is float and isinstance(value, float) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:
