@@ -142,7 +142,14 @@ class CheckpointStore:
           sharding: where restored arrays go, whatever devices wrote them; None: to the first device.
           folder: of the checkpoints.
           read_only: nothing is made or changed, so that a run can be read while it trains.
+
+        Raises:
+          UsageError: the folder's name is no text.
         """
+        if any("\ud800" <= letter <= "\udfff" for letter in str(directory)):
+            raise UsageError(
+                f"{directory}: checkpoints need a name that is text in UTF-8; choose another"
+            )
         self._sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self._folder = (directory / folder).resolve()
         self._read_only = read_only

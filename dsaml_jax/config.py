@@ -273,7 +273,7 @@ def from_json(values: dict[str, Any], where: str) -> RunConfig:
             meta=from_plain(MetaConfig, values["meta"]),
             training=from_plain(TrainingConfig, values["training"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{where}: not a configuration this version can read ({error})") from None
 
 
