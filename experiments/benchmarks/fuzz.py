@@ -45,11 +45,15 @@ def deam_tables(path: Path) -> object:
     from data_prep.base import DataError
     from data_prep.deam import read_averaged, read_raters, read_static
 
+    refused = []
     for read in (read_averaged, read_raters, lambda path: read_static([path])):
         try:
             read(path)
         except DataError as error:
             _require_one_line(error)
+            refused.append(error)
+    if len(refused) == 3:
+        raise refused[0]
     return None
 
 
