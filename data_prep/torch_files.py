@@ -26,10 +26,9 @@ def read_state_dict(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         ) from None
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    path.open("rb").close()  # where it may not be read, the system says so; torch does not
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except OSError:
-        raise
     except Exception as error:  # torch raises many kinds here, none of them documented
         raise DataError(
             f"{path}: not a state dict that loads safely ({type(error).__name__}); download it again"

@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
-from data_prep.base import DataError
+from data_prep.base import DataError, printable
 from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -370,7 +370,11 @@ def _convert_imagebind(options: argparse.Namespace) -> None:
 
     if options.out.exists():
         raise UsageError(f"{options.out} exists; choose another --out")
-    weights.save(options.out, weights.read_published(options.file), source=options.file.name)
+    tensors = weights.read_published(options.file)
+    try:
+        weights.save(options.out, tensors, source=printable(options.file.name))
+    except DataError as error:
+        raise DataError(f"{options.file}: {error}") from None
     console = Console(options.quiet)
     console.say(f"converted: {options.out}, the audio tower of ImageBind ({weights.LICENCE})")
     console.say(f"next: dsaml prepare ... --embedding imagebind --imagebind-weights {options.out}")
