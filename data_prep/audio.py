@@ -3,20 +3,59 @@
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.base import DataError
 
+if TYPE_CHECKING:
+    import soundfile
+
 AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au")
 """Looked for in this order. libsndfile decides by content what it can decode."""
 
-MAX_SECONDS = 4 * 3600.0
 RATES = (2_000, 384_000)
 """Sampling rates accepted, in Hz."""
+
+MAX_HOURS = 4.0
+"""Longer sound is refused; $DSAML_MAX_HOURS changes that."""
+
+MAX_GB = 6.0
+"""Sound that is larger when decoded (float32, all channels) is refused; $DSAML_MAX_GB changes that. It bounds the
+memory and the time of decoding: 10 kB of FLAC can hold hours of silence in eight channels."""
+
+MAX_PEAK = 1e10
+"""Samples beyond this are no sound: their power would overflow float32. Integers as they are reach 2e9."""
+
+CUT_SECONDS = 1.0
+"""A file whose sound ends this much before it says has been cut off."""
+
+_BLOCK_SAMPLES = 1 << 20
+
+
+def max_seconds() -> float:
+    """Longest sound that is read, and latest time of an annotation."""
+    return 3600 * _limit("DSAML_MAX_HOURS", MAX_HOURS)
+
+
+def _limit(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise DataError(f"${name} is {text[:40]!r}; it must be a number above 0")
+    return value
 
 
 def sound_files(folder: Path) -> dict[str, Path]:
@@ -34,49 +73,104 @@ def sound_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def load_audio(path: Path, *, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
-    """Decodes a file and averages its channels.
-
-    Samples are kept as decoded: the peaks above 1.0 that mp3 decoding makes are not clipped.
-
-    Args:
-      path: any file libsndfile reads, any number of channels.
-      max_seconds: longer files are refused.
-
-    Returns:
-      waveform `[n]` float32, n > 0, and its rate in Hz.
+@contextmanager
+def open_sound(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Opens a sound file that is within the limits by what its header says.
 
     Raises:
-      DataError: missing, unreadable, empty, too long, an odd rate, or samples that are not numbers.
+      DataError: also from the block, where decoding fails.
     """
     import soundfile
 
     if not path.is_file():
         raise DataError(f"{path}: no such sound file")
-    blocks = []
     try:
-        with soundfile.SoundFile(path) as sound:
-            rate = sound.samplerate
-            if not RATES[0] <= rate <= RATES[1]:
-                raise DataError(f"{path}: {rate} Hz; rates from {RATES[0]} to {RATES[1]} Hz work")
-            seconds = 0.0
-            for block in sound.blocks(blocksize=rate, dtype="float32", always_2d=True):
-                blocks.append(block.mean(axis=1))
-                seconds += len(block) / rate
-                if seconds > max_seconds:
-                    raise DataError(f"{path}: longer than the limit of {max_seconds:g} s")
+        # libsndfile gets no name: by some it would take any bytes for sound, and not all are text.
+        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            _require_within_limits(path, sound)
+            yield sound
     except soundfile.LibsndfileError as error:
         raise DataError(
             f"{path}: not a sound file this can decode ({error.error_string})"
         ) from None
     except RuntimeError as error:
         raise DataError(f"{path}: decoding failed ({error})") from None
-    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if not len(waveform):
+
+
+def _require_within_limits(path: Path, sound: soundfile.SoundFile) -> None:
+    rate, frames = sound.samplerate, sound.frames
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"{path}: {rate} Hz; rates from {RATES[0]} to {RATES[1]} Hz work")
+    if frames >= 2**62:
+        raise DataError(f"{path}: does not say how long it is; encode it again")
+    longest, largest = max_seconds(), _limit("DSAML_MAX_GB", MAX_GB)
+    if frames > longest * rate:
+        raise DataError(
+            f"{path}: {frames / rate:.0f} s, longer than the limit of {longest:g} s; cut it, or raise "
+            "$DSAML_MAX_HOURS"
+        )
+    size = frames * sound.channels * 4 / 1e9
+    if size > largest:
+        raise DataError(
+            f"{path}: {size:.3g} GB when decoded ({sound.channels} channels, {rate} Hz), above the limit of "
+            f"{largest:g} GB; mix it down, or raise $DSAML_MAX_GB"
+        )
+
+
+def load_audio(path: Path) -> tuple[np.ndarray, int]:
+    """Decodes a file and averages its channels.
+
+    Samples are kept as decoded: the peaks above 1.0 that mp3 decoding makes are not clipped. Decoding needs
+    the memory of the waveform and 8 MB.
+
+    Args:
+      path: any file libsndfile reads, any number of channels.
+
+    Returns:
+      waveform `[n]` float32, n > 0, and its rate in Hz.
+
+    Raises:
+      DataError: missing, unreadable, empty, cut off, over a limit, an odd rate, or samples that are not
+        numbers.
+    """
+    with open_sound(path) as sound:
+        rate, claimed = sound.samplerate, sound.frames
+        waveform = np.empty(claimed, np.float32)
+        filled = 0
+        block_frames = max(1, _BLOCK_SAMPLES // sound.channels)
+        # Not sound.blocks(): where a file ends early, that goes on with the samples of the block before.
+        while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
+            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+                waveform[filled : filled + len(block)] = block.mean(axis=1)
+            filled += len(block)
+    waveform = waveform[:filled]
+    if not filled:
         raise DataError(f"{path}: holds no samples")
-    if not np.isfinite(waveform).all():
+    if claimed - filled > CUT_SECONDS * rate and _is_counted(path):
+        raise DataError(
+            f"{path}: cut off; it claims {claimed / rate:.1f} s of sound and has {filled / rate:.1f} s"
+        )
+    peak = max(float(waveform.max()), -float(waveform.min()))  # NaN passes through both
+    if not math.isfinite(peak):
         raise DataError(f"{path}: holds samples that are not numbers")
+    if peak > MAX_PEAK:
+        raise DataError(f"{path}: holds samples up to {peak:.3g}; sound lies in [-1, 1]")
     return waveform, rate
+
+
+def _is_counted(path: Path) -> bool:
+    """Whether a file says how long it is. Of an mp3 without a Xing header the length is estimated."""
+    with path.open("rb") as file:
+        tag = file.read(10)
+        size = 0
+        if tag.startswith(b"ID3") and len(tag) == 10:
+            size = 10 + sum(
+                byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
+            )
+        file.seek(size)
+        first = file.read(4096)
+    is_mp3 = first[:1] == b"\xff"
+    return not is_mp3 or any(name in first for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

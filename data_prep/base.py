@@ -27,6 +27,16 @@ class DataError(Exception):
     """Bad or missing data. The message is one line and says where, what, and how to mend it."""
 
 
+def printable(text: str) -> str:
+    """A text from somebody else's file for a terminal or a page.
+
+    What is no letter, sign, space or end of a line (but may move a terminal's cursor) is written as an escape.
+    """
+    return "".join(
+        x if x.isprintable() or x == "\n" else x.encode("unicode_escape").decode() for x in text
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Rating:
     """One listener's curves of one song.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.base import SPLITS, Song, replacing
+from data_prep.base import SPLITS, Song, printable, replacing
 
 CARD_FOLDER = "card"
 CARD_FILE = "README.md"
@@ -194,5 +195,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that cannot start a tag: names come from other people's files."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    """One line without a tag, a link or a picture: names come from other people's files."""
+    line = " ".join(printable(text).split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = line.replace("\\", "\\\\")
+    return re.sub(r"\](?=[(\[:])", r"\\]", line)

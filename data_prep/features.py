@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from data_prep.audio import resample
+from data_prep.audio import RATES, resample
 from data_prep.base import STEPS_PER_SECOND, WINDOW_STEPS, DataError
 from data_prep.parallel import available_cores
 
@@ -61,6 +61,11 @@ class FeatureConfig:
     dtype: Literal["float16", "float32"] = "float16"
 
     def __post_init__(self) -> None:
+        if not RATES[0] <= self.sample_rate <= RATES[1]:
+            raise DataError(f"sample_rate {self.sample_rate} is not from {RATES[0]} to {RATES[1]}")
+        for name, most in (("frame_ms", 500), ("hop_ms", 500), ("mel_bands", 4096)):
+            if not 1 <= getattr(self, name) <= most:
+                raise DataError(f"{name} {getattr(self, name)} is not from 1 to {most}")
         if self.step_samples * STEPS_PER_SECOND != self.sample_rate:
             raise DataError(f"sample_rate {self.sample_rate} must be even")
         if self.step_samples % self.hop:

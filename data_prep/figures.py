@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_prep.base import SPLITS, Song, replacing
+from data_prep.base import SPLITS, Song, printable, replacing
 from data_prep.statistics import DIMENSIONS, cronbach_alpha
 
 COLORS = {"arousal": "#c2410c", "valence": "#0f766e"}
 SPLIT_COLORS = {"train": "#94a3b8", "validation": "#2563eb", "test": "#111827"}
+MAX_TITLE = 60
+"""Characters; a longer name leaves no room for the curves."""
+
 STYLE: Any = {
     "svg.hashsalt": "dsaml",
     "svg.fonttype": "path",
@@ -29,9 +34,25 @@ STYLE: Any = {
 }
 
 
+@contextmanager
+def any_glyphs() -> Iterator[None]:
+    """Letters that the font lacks are drawn as boxes, without a warning for each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        yield
+
+
+def set_name(axis: Axes, name: str, **properties: Any) -> None:
+    """Titles an axis with a name from somebody else's file: no mathematics in it, and no longer than fits."""
+    text = printable(" ".join(name.split()))
+    axis.set_title(
+        text if len(text) <= MAX_TITLE else f"{text[:MAX_TITLE]}…", parse_math=False, **properties
+    )
+
+
 def write_png(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, any_glyphs():
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
 
 

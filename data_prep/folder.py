@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.audio import AUDIO_SUFFIXES, MAX_SECONDS, sound_files
+from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files
 from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Rating, Song
 from data_prep.curves import FLAT_REASON, is_flat, mean_curve, on_grid
 from data_prep.reading import csv_records, id_order, number, safe_id
@@ -127,7 +127,7 @@ def _parse(
     return (
         safe_id("song_id", song),
         safe_id("annotator_id", annotator),
-        round(number("time", time, 0, MAX_SECONDS), TIME_DIGITS),
+        round(number("time", time, 0, max_seconds()), TIME_DIGITS),
         number("arousal", arousal, -1, 1),
         number("valence", valence, -1, 1),
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.audio import MAX_SECONDS, sound_files
+from data_prep.audio import max_seconds, sound_files
 from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Song
 from data_prep.reading import csv_records, find, id_order, number, safe_id
 
@@ -104,7 +104,7 @@ def read_dynamic(path: Path) -> dict[str, Curves]:
 def _parse(
     song: str, time: str, arousal: str, valence: str
 ) -> tuple[str, int, tuple[float, float]]:
-    seconds = number("frameTime", time, 0, MAX_SECONDS)
+    seconds = number("frameTime", time, 0, max_seconds())
     step = round(seconds * STEPS_PER_SECOND)
     if abs(step / STEPS_PER_SECOND - seconds) > GRID_TOLERANCE:
         raise ValueError(f"frameTime {seconds:g} is not a multiple of {1 / STEPS_PER_SECOND:g} s")

@@ -9,7 +9,6 @@ settings are in another folder and never read by mistake.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from data_prep.curves import stack_curves
 from data_prep.examples import read_examples
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.parallel import Progress
+from data_prep.plain import from_plain, parse_json
 
 VERSION = "1.1.0"
 FACTS_FILE = "dataset.json"
@@ -155,7 +155,7 @@ def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What is known of a prepared dataset beside its curves and features."""
-    facts: dict[str, Any] = json.loads((folder / FACTS_FILE).read_text())
+    facts: dict[str, Any] = parse_json((folder / FACTS_FILE).read_text())
     return facts
 
 
@@ -201,7 +201,7 @@ def read_corpus(
     folder = find_dataset(data)
     try:
         facts = read_facts(folder)
-        config = FeatureConfig(**facts["features"])
+        config = from_plain(FeatureConfig, facts["features"])
         with np.load(folder / LABELS_FILE, allow_pickle=False) as labels:
             corpus = _labels_only(
                 facts, config, dict(labels), FeatureStore(folder, facts["shards"], config)
@@ -300,7 +300,7 @@ def _labels_only(
         name=facts["name"],
         features=config,
         fingerprint=facts["fingerprint"],
-        provenance=Provenance(**facts["provenance"]),
+        provenance=from_plain(Provenance, facts["provenance"]),
         song_ids=tuple(labels["song_ids"].tolist()),
         split=labels["split"],
         song_start=_starts(steps),

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.audio import RATES, load_audio
+from data_prep.audio import load_audio, open_sound
 from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song, shuffled
 from data_prep.parallel import Progress, parallel_map
 
@@ -129,22 +129,15 @@ def _open_sound(song: Song, path: Path) -> float:
     Raises:
       DataError: what is wrong with the file.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as sound:
-            rate = sound.samplerate
-            if not RATES[0] <= rate <= RATES[1]:
-                raise DataError(f"{path}: {rate} Hz; rates from {RATES[0]} to {RATES[1]} Hz work")
-            claimed = sound.frames / rate
-            if claimed < song.start + 1 / STEPS_PER_SECOND:
-                raise DataError(
-                    f"{path}: {claimed:.1f} s of sound, but annotations begin at {song.start:g} s"
-                )
-            needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
-            sound.seek(int((needed - _TAIL_SECONDS) * rate))
-            if not len(sound.read(int(_TAIL_SECONDS / 2 * rate))):
-                raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
-            return claimed
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"{path}: not a sound file this can decode ({error})") from None
+    with open_sound(path) as sound:
+        rate = sound.samplerate
+        claimed: float = sound.frames / rate
+        if claimed < song.start + 1 / STEPS_PER_SECOND:
+            raise DataError(
+                f"{path}: {claimed:.1f} s of sound, but annotations begin at {song.start:g} s"
+            )
+        needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
+        sound.seek(int((needed - _TAIL_SECONDS) * rate))
+        if not len(sound.read(1)):
+            raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
+        return claimed

@@ -29,6 +29,13 @@ MIN_LABELLED_STEPS = 10
 """Labelled steps without which a window teaches nothing: 5 s."""
 
 
+_LARGEST = {
+    "width": 2**16, "num_heads": 2**16, "num_layers": 100, "ffn_width": 2**18, "max_position": 2**16,
+    "embedding_width": 2**16,
+}  # fmt: skip
+"""Far beyond use: a file that asks for more is damaged, and would take the machine with it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape and options of :class:`dsaml_jax.DSAML`; defaults are the paper's full size.
@@ -76,9 +83,10 @@ class ModelConfig:
     activations: ActivationType = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_heads", "num_layers", "ffn_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"model.{name} must be 1 or more")
+        for name, most in _LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"model.{name} {value} must be from 1 to {most}")
         if self.local_context < 0 or self.global_context < 0:
             raise UsageError("model.local_context and model.global_context must be 0 or more")
         if self.width % 4 or self.width % self.num_heads:

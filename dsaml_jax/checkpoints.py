@@ -22,11 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from data_prep.base import DataError, replacing, sync, sync_folder
 from data_prep.features import FeatureConfig
+from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
-from dsaml_jax.base import PyTree
+from dsaml_jax.base import ModelConfig, PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
 from dsaml_jax.devices import is_first, wait_for_others
 from dsaml_jax.errors import UsageError
@@ -98,7 +100,7 @@ def read_run_info(directory: Path) -> RunInfo:
     if not path.is_file():
         raise UsageError(f"{directory}: not a run or a personalised model (it has no {RUN_FILE})")
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         version = values["format_version"]
         if version != FORMAT_VERSION:
             raise UsageError(
@@ -106,7 +108,7 @@ def read_run_info(directory: Path) -> RunInfo:
             )
         return RunInfo(
             from_json(values["config"], str(path)),
-            FeatureConfig(**values["features"]),
+            from_plain(FeatureConfig, values["features"]),
             str(values["data"]),
             str(values["note"]),
         )
@@ -140,7 +142,14 @@ class CheckpointStore:
           sharding: where restored arrays go, whatever devices wrote them; None: to the first device.
           folder: of the checkpoints.
           read_only: nothing is made or changed, so that a run can be read while it trains.
+
+        Raises:
+          UsageError: the folder's name is no text.
         """
+        if any("\ud800" <= letter <= "\udfff" for letter in str(directory)):
+            raise UsageError(
+                f"{directory}: checkpoints need a name that is text in UTF-8; choose another"
+            )
         self._sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self._folder = (directory / folder).resolve()
         self._read_only = read_only
@@ -237,7 +246,7 @@ class CheckpointStore:
         """
         path = self._folder / str(step) / "metrics" / "metrics"
         try:
-            return float(json.loads(path.read_text())["score"])
+            return float(parse_json(path.read_text())["score"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, error) from None
 
@@ -250,8 +259,10 @@ class CheckpointStore:
         """
         path = self._folder / str(step) / "_CHECKPOINT_METADATA"
         try:
-            manifest = json.loads(path.read_text())["custom_metadata"]
-            version = manifest.get("schema_version", 1)
+            manifest = parse_json(path.read_text())["custom_metadata"]
+            version = int(manifest.get("schema_version", 1))
+            if manifest:
+                manifest["sha256"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(step, error) from None
         if version > SCHEMA_VERSION:
@@ -346,7 +357,7 @@ def save_model(
     """
     require_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
     try:
         store = CheckpointStore(temporary)
         try:
@@ -402,6 +413,29 @@ def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> 
     width = model.config.embedding_width or model.config.width
     embedding = jax.numpy.zeros((1, 1, width))
     return dict(model.init(key, log_mel, embedding))
+
+
+def require_variables(
+    variables: Mapping[str, Any], model: ModelConfig, features: FeatureConfig, where: str
+) -> None:
+    """Raises UsageError unless these are finite numbers in the shapes of the model's `params` and `batch_stats`."""
+
+    def init() -> dict[str, Any]:
+        return initial_variables(DSAML(model), features, jax.random.key(0))
+
+    expected = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    found = traverse_util.flatten_dict(dict(variables), sep="/")
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in expected or name not in found:
+            what = "is missing" if name in expected else "is not of this model"
+            raise UsageError(f"{where}: {name!r} {what}")
+        if tuple(found[name].shape) != expected[name].shape:
+            raise UsageError(
+                f"{where}: {name!r} has the shape {list(found[name].shape)} instead of "
+                f"{list(expected[name].shape)}"
+            )
+        if not np.isfinite(found[name]).all():
+            raise UsageError(f"{where}: {name!r} holds numbers that are not finite")
 
 
 def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data_prep.base import DataError
+from data_prep.audio import MAX_GB, MAX_HOURS, RATES
+from data_prep.base import DataError, printable
 from data_prep.features import EMBEDDINGS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax import commands
@@ -19,6 +20,11 @@ from dsaml_jax.errors import Interrupted, UsageError
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
+)
+
+_LIMITS = (
+    f"Sound may be {MAX_HOURS:g} hours long ($DSAML_MAX_HOURS changes that) and, all channels decoded\n"
+    f"to float32, {MAX_GB:g} GB large ($DSAML_MAX_GB), at {RATES[0]:,} to {RATES[1]:,} Hz."
 )
 
 
@@ -48,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError as error:
+        return _fail(options, error, f"not enough memory ({error}); see 'Limits' in the README", 1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(options, error, f"{place}{error.strerror or error}", 1)
@@ -56,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fail(options: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
     if options.debug:
         raise error
-    print(f"dsaml: {' '.join(message.split())}", file=sys.stderr)
+    print(f"dsaml: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 
@@ -176,7 +184,7 @@ def _add_demo(add: Add) -> None:
 def _add_prepare(add: Add) -> None:
     prepare = add("prepare", commands.prepare_command, "Turn a corpus into TFDS shards of features",
                   "Done once; training never touches a sound file. Start it again to go on after an\n"
-                  "interruption, or when the corpus has grown: no sound is decoded twice.", goes_on=True)  # fmt: skip
+                  f"interruption, or when the corpus has grown: no sound is decoded twice.\n{_LIMITS}", goes_on=True)  # fmt: skip
     prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
                          help="deam, pmemo: your copy of it, see the README\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
@@ -248,7 +256,7 @@ def _add_evaluate(add: Add) -> None:
 
 
 def _add_personalize(add: Add) -> None:
-    personalize = add("personalize", commands.personalize_command, "Adapt a model to one listener by one annotated song")  # fmt: skip
+    personalize = add("personalize", commands.personalize_command, "Adapt a model to one listener by one annotated song", _LIMITS)  # fmt: skip
     personalize.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     personalize.add_argument("--audio", type=Path, required=True, help="the song")
     personalize.add_argument("--annotations", type=Path, required=True,
@@ -258,7 +266,7 @@ def _add_personalize(add: Add) -> None:
 
 
 def _add_predict(add: Add) -> None:
-    predict = add("predict", commands.predict_command, "Predict curves of sound files: SONG.csv and SONG.png")  # fmt: skip
+    predict = add("predict", commands.predict_command, "Predict curves of sound files: SONG.csv and SONG.png", _LIMITS)  # fmt: skip
     predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")  # fmt: skip
     predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")  # fmt: skip
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")

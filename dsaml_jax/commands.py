@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
-from data_prep.base import DataError
+from data_prep.base import DataError, printable
 from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,10 +148,11 @@ def describe_command(options: argparse.Namespace) -> None:
     """Runs `dsaml describe`."""
     from data_prep.card import CARD_FOLDER, read_card
     from data_prep.shards import find_dataset
+    from dsaml_jax.progress import show
 
     folder = find_dataset(options.data)
-    print(read_card(folder))
-    print(f"The same with its figures: {folder / CARD_FOLDER}")
+    show(read_card(folder))
+    show(f"The same with its figures: {folder / CARD_FOLDER}")
 
 
 def train_command(options: argparse.Namespace) -> None:
@@ -281,12 +282,13 @@ def predict_command(options: argparse.Namespace) -> None:
 def checkpoint_command(options: argparse.Namespace) -> None:
     """Runs `dsaml checkpoint`."""
     from dsaml_jax.inspection import checkpoint_lines, export_model
+    from dsaml_jax.progress import show
 
     if options.action == "export":
         if options.out is None:
             raise UsageError("--out is needed: the .safetensors file")
         count = export_model(options.directory, options.out)
-        print(f"exported: {options.out} ({count:,} numbers of the best checkpoint)")
+        show(f"exported: {options.out} ({count:,} numbers of the best checkpoint)")
         return
     verify = options.action == "verify"
     lines = checkpoint_lines(options.directory, verify=verify)
@@ -294,7 +296,7 @@ def checkpoint_command(options: argparse.Namespace) -> None:
     for line in lines:
         score = "-" if line.score is None else f"{line.score:.4f}"
         mark = " (best)" if scores and line.score == max(scores) else ""
-        print(f"step {line.step}: score {score}{mark}, {line.size / 1e6:.1f} MB, {line.state}")
+        show(f"step {line.step}: score {score}{mark}, {line.size / 1e6:.1f} MB, {line.state}")
     damaged = [line for line in lines if "damaged" in line.state]
     if verify and damaged:
         raise UsageError(
@@ -305,22 +307,24 @@ def checkpoint_command(options: argparse.Namespace) -> None:
 
 def runs_command(options: argparse.Namespace) -> None:
     """Runs `dsaml runs`."""
+    from dsaml_jax.progress import show
+
     if options.action == "ls":
         from dsaml_jax.inspection import runs_table
 
-        print(runs_table(options.path))
+        show(runs_table(options.path))
     elif options.action == "show":
         from dsaml_jax.inspection import run_lines
         from dsaml_jax.run_report import REPORT_FILE, write_run_report
 
-        print("\n".join(run_lines(options.path)))
+        show("\n".join(run_lines(options.path)))
         write_run_report(options.path)
-        print(f"report: {options.path / REPORT_FILE}")
+        show(f"report: {options.path / REPORT_FILE}")
     else:
         from dsaml_jax.failures import read_bundle, replay, report
 
         bundle = read_bundle(options.path)
-        print("\n".join(report(bundle, replay(bundle))))
+        show("\n".join(report(bundle, replay(bundle))))
 
 
 def convert_command(options: argparse.Namespace) -> None:
@@ -336,7 +340,7 @@ def convert_command(options: argparse.Namespace) -> None:
 def _convert_reference(options: argparse.Namespace) -> None:
     from data_prep.features import FeatureConfig
     from dsaml_jax import convert
-    from dsaml_jax.checkpoints import RunInfo, require_free, save_model
+    from dsaml_jax.checkpoints import RunInfo, require_free, require_variables, save_model
     from dsaml_jax.config import RunConfig
     from dsaml_jax.progress import Console
 
@@ -349,6 +353,7 @@ def _convert_reference(options: argparse.Namespace) -> None:
             f"{options.file}: width {model.width}; the features give {features.embedding_width} numbers"
         )
     variables = convert.from_torch(state_dict, model)
+    require_variables(variables, model, features, str(options.file))
     note = f"converted from {options.file.name}"
     save_model(options.out, variables, RunInfo(RunConfig(model=model), features, "imported", note))
     console = Console(options.quiet)
@@ -365,7 +370,11 @@ def _convert_imagebind(options: argparse.Namespace) -> None:
 
     if options.out.exists():
         raise UsageError(f"{options.out} exists; choose another --out")
-    weights.save(options.out, weights.read_published(options.file), source=options.file.name)
+    tensors = weights.read_published(options.file)
+    try:
+        weights.save(options.out, tensors, source=printable(options.file.name))
+    except DataError as error:
+        raise DataError(f"{options.file}: {error}") from None
     console = Console(options.quiet)
     console.say(f"converted: {options.out}, the audio tower of ImageBind ({weights.LICENCE})")
     console.say(f"next: dsaml prepare ... --embedding imagebind --imagebind-weights {options.out}")

@@ -9,17 +9,16 @@ import math
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from dsaml_jax.base import ModelConfig
+from data_prep.plain import from_plain
+from dsaml_jax.base import WINDOW_STEPS, ModelConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import algorithm_names
 from dsaml_jax.meta.memory import MemoryMode
 
 FORMAT_VERSION = 1
 """Of the JSON written into work directories and checkpoints."""
-
-_Config = TypeVar("_Config")
 
 
 def _check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
@@ -180,6 +179,12 @@ class RunConfig:
     meta: MetaConfig = MetaConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def __post_init__(self) -> None:
+        if self.model.position != "absolute" and self.model.max_position < WINDOW_STEPS:
+            raise UsageError(
+                f"model.max_position must be {WINDOW_STEPS} or more, the steps of a window"
+            )
+
 
 _OURS = MetaConfig(
     steps=3,
@@ -264,11 +269,11 @@ def from_json(values: dict[str, Any], where: str) -> RunConfig:
     """
     try:
         return RunConfig(
-            model=_build(ModelConfig, values["model"]),
-            meta=_build(MetaConfig, values["meta"]),
-            training=_build(TrainingConfig, values["training"]),
+            model=from_plain(ModelConfig, values["model"]),
+            meta=from_plain(MetaConfig, values["meta"]),
+            training=from_plain(TrainingConfig, values["training"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{where}: not a configuration this version can read ({error})") from None
 
 
@@ -280,10 +285,6 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         for key in before
         if before[key] != after[key]
     ]
-
-
-def _build(kind: type[_Config], values: dict[str, Any]) -> _Config:
-    return kind(**values)
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from data_prep.torch_files import read_state_dict
 from dsaml_jax.base import ModelConfig
 from dsaml_jax.errors import UsageError
 
@@ -130,7 +131,7 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, 
       `{"params": ..., "batch_stats": ...}` of numpy arrays.
 
     Raises:
-      UsageError: a name is missing, or one is left over, and which.
+      UsageError: a name is missing, left over, or of a shape that no layer of its kind has, and which.
     """
     remaining = {
         name
@@ -145,7 +146,13 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, 
                 f"the state dict has no {missing[0]}; is the model's configuration right?"
             )
         arrays = [np.asarray(state_dict[name]) for name in theirs]
-        flat[path] = _TO_OURS[kind](np.stack(arrays) if len(arrays) > 1 else arrays[0])
+        try:
+            flat[path] = _TO_OURS[kind](np.stack(arrays) if len(arrays) > 1 else arrays[0])
+        except ValueError:
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            raise UsageError(
+                f"{theirs[0]} has the shape {shapes}, which no such layer has"
+            ) from None
         remaining -= set(theirs)
     if remaining:
         raise UsageError(f"the state dict has {sorted(remaining)[0]}, which this model has not")
@@ -184,12 +191,18 @@ def infer_config(state_dict: Mapping[str, Any]) -> ModelConfig:
         raise UsageError(
             f"the state dict has no {error.args[0]}: not a model of the reference"
         ) from None
+    except TypeError:  # a single number has no length
+        raise UsageError(
+            "a bias in the state dict is no vector: not a model of the reference"
+        ) from None
     layers = {name.split(".")[4] for name in state_dict if name.startswith(f"{ENCODER}.layer.")}
     table = state_dict.get(f"{ENCODER}.layer.0.attention.attention.distance_embedding.weight")
     if table is None:
         raise UsageError(
             "the state dict has no distance embedding; its number of heads is not known"
         )
+    if table.ndim != 2 or not table.shape[1]:
+        raise UsageError(f"the distance embedding has the shape {list(table.shape)}, not two sizes")
     return ModelConfig(
         width=width,
         num_heads=width // table.shape[1],
@@ -203,23 +216,9 @@ def load_torch_file(path: Path) -> dict[str, Array]:
     """Reads a PyTorch checkpoint (extra `[torch]`) without running any code from it.
 
     Raises:
-      UsageError: PyTorch is not installed, or the file is not a plain state dict.
+      DataError: PyTorch is not installed, or the file is not a plain state dict.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UsageError(
-            "reading a .pth file needs PyTorch: pip install 'dsaml_jax[torch]'"
-        ) from None
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds here, none of them documented
-        raise UsageError(
-            f"{path}: not a state dict that loads safely ({type(error).__name__})"
-        ) from error
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
-        raise UsageError(f"{path}: holds something other than a state dict of tensors")
-    return {name: tensor.numpy() for name, tensor in loaded.items()}
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        for name, tensor in read_state_dict(path).items()
+    }

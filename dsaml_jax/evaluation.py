@@ -552,16 +552,30 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def _plain_cell(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: such ones get an apostrophe in front."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """Writes `results.json` and `per_song.csv`, each whole or not at all."""
+    """Writes `results.json` and `per_song.csv`, each whole or not at all.
+
+    In the table a name that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     with replacing(directory / "per_song.csv") as temporary:
         text = io.StringIO()
         writer = csv.DictWriter(
             text, ["method", "annotator", "support", "song", *COLUMNS], lineterminator="\n"
         )
         writer.writeheader()
-        writer.writerows(evaluation.rows)
-        temporary.write_text(text.getvalue())
+        names = ("annotator", "support", "song")
+        writer.writerows(
+            row | {name: _plain_cell(row[name]) for name in names} for row in evaluation.rows
+        )
+        temporary.write_text(text.getvalue(), encoding="utf-8")
     with replacing(directory / "results.json") as temporary:
         values = {
             "protocol": evaluation.protocol,

@@ -15,6 +15,7 @@ import optax
 from flax import traverse_util
 
 from data_prep.base import replacing
+from data_prep.plain import parse_json
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss, to_learned
 from dsaml_jax.base import SongBatch
@@ -79,12 +80,7 @@ class Bundle:
 
 def replay(bundle: Bundle) -> Replay:
     """Computes the task again, on this machine."""
-    found = jax.device_get(
-        _replay(
-            bundle.config, bundle.variables, bundle.support, bundle.query,
-            jnp.asarray(bundle.keys), np.int32(bundle.step),
-        )
-    )  # fmt: skip
+    found = jax.device_get(_replay(*_arguments(bundle)))
     norms = {name: float(value) for name, value in sorted(found.pop("norms").items())}
     batches = [batch for batch in (bundle.support, bundle.query) if batch is not None]
     return Replay(
@@ -94,6 +90,12 @@ def replay(bundle: Bundle) -> Replay:
         song_losses=found["song_losses"],
         inputs_finite=np.concatenate([_finite_inputs(batch) for batch in batches]),
     )
+
+
+def _arguments(bundle: Bundle) -> tuple[Any, ...]:
+    """Of :func:`_replay`."""
+    keys, step = jnp.asarray(bundle.keys), np.int32(bundle.step)
+    return bundle.config, bundle.variables, bundle.support, bundle.query, keys, step
 
 
 def _finite_inputs(batch: SongBatch) -> np.ndarray:
@@ -285,18 +287,41 @@ def read_bundle(path: Path) -> Bundle:
             kind, _, rest = name.partition("/")
             if kind in groups:
                 groups[kind][rest] = value
-        return Bundle(
-            config=from_json(json.loads(metadata["config"]), str(path)),
+        bundle = Bundle(
+            config=from_json(parse_json(metadata["config"]), str(path)),
             step=int(metadata["step"]),
             what=metadata["what"],
             variables=traverse_util.unflatten_dict(groups["variables"], sep=_SEPARATOR),
             support=SongBatch(**groups["support"]) if groups["support"] else None,
             query=SongBatch(**groups["query"]),
             keys=arrays["keys"],
-            songs=tuple(json.loads(metadata["songs"])),
+            songs=tuple(map(str, parse_json(metadata["songs"]))),
         )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not a bundle of a failed step ({error})") from None
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise UsageError(f"{path}: not a bundle of a failed step ({_reason(error)})") from None
+    try:
+        jax.eval_shape(partial(_replay, bundle.config), *_arguments(bundle)[1:])
+    except UsageError:
+        raise
+    except (
+        Exception
+    ) as error:  # JAX, Flax and chex each have their own kinds for shapes that do not fit
+        raise UsageError(
+            f"{path}: its numbers are not those of the model that its configuration describes "
+            f"({_reason(error)})"
+        ) from None
+    return bundle
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def report(bundle: Bundle, found: Replay) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from data_prep.figures import COLORS, STYLE, name_corners
+from data_prep.figures import COLORS, STYLE, any_glyphs, name_corners, set_name
 from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
@@ -32,7 +32,7 @@ def song_curve(curve: np.ndarray, title: str) -> Figure:
         left.axhline(0.0, color="#9ca3af", linewidth=0.8)
         left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
         left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
-        left.set_title(title, loc="left")
+        set_name(left, title, loc="left")
         right.plot(curve[:, 1], curve[:, 0], color="#6b7280", linewidth=0.8)
         points = right.scatter(curve[:, 1], curve[:, 0], c=time, s=9, cmap="viridis")
         figure.colorbar(points, ax=right, label="time [s]")
@@ -50,7 +50,7 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         axes = figure.subplots(2, people, sharex=True, sharey="row", squeeze=False)
         time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
         for column, person in enumerate(shown.annotators):
-            axes[0, column].set_title(person, fontsize=9)
+            set_name(axes[0, column], person, fontsize=9)
             axes[1, column].set_xlabel("time [s]")
             for row in range(2):
                 axis = axes[row, column]
@@ -112,6 +112,6 @@ def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
 def to_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element for a page."""
     text = io.StringIO()
-    with rc_context(STYLE):
+    with rc_context(STYLE), any_glyphs():
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
-from data_prep.audio import MAX_SECONDS, load_audio
-from data_prep.base import DataError, replacing
+from data_prep.audio import load_audio, max_seconds
+from data_prep.base import DataError, printable, replacing
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
 from data_prep.features import FeatureConfig
 from data_prep.reading import csv_lines, number
@@ -104,7 +104,7 @@ def read_annotations(path: Path) -> np.ndarray:
                 raise ValueError(f"{len(cells)} cells where 3 belong")
             time, arousal, valence = (cells[i] for i in order)
             values[row] = (
-                number("time", time, 0.0, MAX_SECONDS),
+                number("time", time, 0.0, max_seconds()),
                 number("arousal", arousal, -1.0, 1.0),
                 number("valence", valence, -1.0, 1.0),
             )
@@ -201,7 +201,7 @@ def save_personalized(
     directory: Path, loaded: LoadedModel, result: Personalized, song: str
 ) -> None:
     """Writes the personalised model; see :func:`dsaml_jax.checkpoints.save_model`."""
-    note = f"personalised on {result.labelled_seconds:g} s of {song}"
+    note = f"personalised on {result.labelled_seconds:g} s of {printable(song)}"
     info = RunInfo(loaded.info.config, loaded.info.features, loaded.info.data, note)
     save_model(directory, result.variables, info, step=loaded.step)
 

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from data_prep.base import printable
+
 
 class _Lines:
     """A stream on which every state of a progress bar is a line of its own: for logs and pipes."""
@@ -24,6 +26,11 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+def show(text: str) -> None:
+    """What a command was asked for, on the standard output, `--quiet` or not."""
+    print(printable(text))
 
 
 class Console:
@@ -41,7 +48,7 @@ class Console:
     def say(self, text: str = "") -> None:
         """A line on the standard output."""
         if not self.quiet:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
 
     def elapsed(self) -> float:

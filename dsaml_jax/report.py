@@ -95,4 +95,4 @@ def render(path: Path, template: str, **values: object) -> None:
     )
     page = templates.get_template(template).render(**values)
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")

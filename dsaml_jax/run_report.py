@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from data_prep.plain import parse_json
 from dsaml_jax.checkpoints import read_run_info
 from dsaml_jax.config import flatten
+from dsaml_jax.errors import UsageError
 from dsaml_jax.runs import RunStatus, read_metrics, read_status
 
 REPORT_FILE = "report.html"
@@ -17,7 +18,7 @@ def write_run_report(workdir: Path) -> None:
     """Writes `report.html` of a run, however far it is.
 
     Raises:
-      UsageError: `workdir` is no run.
+      UsageError: `workdir` is no run, or what 'dsaml evaluate' wrote into it is damaged.
       OSError: it cannot be written.
     """
     # Drawing is loaded here, so that a start of training does not wait for it.
@@ -29,7 +30,7 @@ def write_run_report(workdir: Path) -> None:
     status = read_status(workdir) or RunStatus("killed", 0, info.config.training.steps, 0.0)
     lines = read_metrics(workdir)
     validations = [line for line in lines if line["kind"] == "validation"]
-    results = _results(workdir)
+    results = _results(workdir, COLUMNS)
     picture = Picture(
         "Learning",
         "Loss and norm of the gradient, mean of the steps since the point before; and the score on the "
@@ -71,10 +72,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _results(workdir: Path) -> dict[str, Any] | None:
+def _results(workdir: Path, columns: tuple[str, ...]) -> dict[str, Any] | None:
     """What `dsaml evaluate` wrote, if it has."""
     path = workdir / "results.json"
     if not path.is_file():
         return None
-    values: dict[str, Any] = json.loads(path.read_text())
-    return values
+    try:
+        values = parse_json(path.read_text())
+        summary = {
+            method: {
+                column: {name: float(row[column][name]) for name in ("mean", "sd")}
+                for column in columns
+            }
+            for method, row in values["summary"].items()
+        }
+        return {"protocol": str(values["protocol"]), "summary": summary}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path}: damaged; 'dsaml evaluate' writes it anew") from None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import filelock
 
 from data_prep.base import replacing
+from data_prep.plain import from_plain, parse_json
 from dsaml_jax.errors import UsageError
 
 METRICS_FILE = "metrics.jsonl"
@@ -65,15 +66,24 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     `kind` is `train` (means since the line before) or `validation`.
     """
     path = workdir / METRICS_FILE
-    return [json.loads(line) for line in _whole_lines(path)] if path.is_file() else []
+    return [parse_json(line) for line in _whole_lines(path)] if path.is_file() else []
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Lines up to the first that is no JSON object with a step: what a cut of power has torn."""
+    """Lines up to the first that is none of ours: what a cut of power has torn."""
     whole = []
     for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
-            if not line.endswith("\n") or not isinstance(json.loads(line)["step"], int):
+            values = parse_json(line)
+            needed = {"train": "total_loss", "validation": "score"}[values["kind"]]
+            numbers = [value for name, value in values.items() if name != "kind"]
+            whole_step = isinstance(values["step"], int)
+            if (
+                not line.endswith("\n")
+                or not whole_step
+                or needed not in values
+                or any(not isinstance(value, (int, float)) for value in numbers)
+            ):
                 break
         except (ValueError, KeyError, TypeError):
             break
@@ -121,9 +131,8 @@ class RunStatus:
 def read_status(workdir: Path) -> RunStatus | None:
     """How far a run is; None where it has not said so, or not readably."""
     try:
-        status = RunStatus(**json.loads((workdir / STATUS_FILE).read_text()))
-        float(status.seconds), int(status.step), int(status.steps)
-    except (OSError, ValueError, TypeError):
+        status = from_plain(RunStatus, parse_json((workdir / STATUS_FILE).read_text()))
+    except (OSError, ValueError):
         return None
     if status.state in ("training", "validating") and not is_held(workdir):
         return dataclasses.replace(status, state="killed")

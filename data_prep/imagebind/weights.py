@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from data_prep.base import DataError, replacing
 from data_prep.imagebind.encoder import AudioEncoder
+from data_prep.torch_files import read_state_dict
 
 PREFIXES = tuple(
     f"modality_{part}.audio." for part in ("preprocessors", "trunks", "heads", "postprocessors")
@@ -170,31 +171,17 @@ def read_published(path: Path) -> dict[str, np.ndarray]:
     Raises:
       DataError: PyTorch is not installed; no such file; or not a state dict with an audio tower.
     """
-    try:
-        import torch
-    except ImportError:
-        raise DataError(
-            f"{path}: reading a .pth file needs PyTorch: pip install 'dsaml_jax[torch]'"
-        ) from None
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds here, none of them documented
-        raise DataError(
-            f"{path}: not a state dict that loads safely ({type(error).__name__}); "
-            f"download it again from {URL}"
-        ) from error
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(x) for x in loaded.values()):
-        raise DataError(f"{path}: holds something other than a state dict of tensors")
     audio = {
-        name: np.array(tensor.float().numpy())  # a copy: the file is let go
-        for name, tensor in loaded.items()
+        name: tensor
+        for name, tensor in read_state_dict(path, mapped=True).items()
         if name.startswith(PREFIXES)
     }
     if not audio:
         raise DataError(f"{path}: a state dict without ImageBind's audio tower")
-    return audio
+    return {
+        name: np.array(tensor.detach().float().numpy())  # a copy: the file is let go
+        for name, tensor in audio.items()
+    }
 
 
 def save(
