@@ -187,8 +187,7 @@ def train(
             kind: State = "stopped" if isinstance(error, Interrupted) else "failed"
             with contextlib.suppress(OSError):  # the disk may be what failed
                 log.state(kind, start, str(error))
-                if is_first():
-                    write_run_report(workdir)
+            _report(workdir, console)
             raise
         log.state("finished", start)
         wait_for_others("the last checkpoint is there")
@@ -200,10 +199,18 @@ def _result(workdir: Path, store: CheckpointStore, console: Console) -> dict[str
     best = store.best_step()
     assert best is not None
     score = store.score(best)
-    if is_first():
-        write_run_report(workdir)
+    _report(workdir, console)
     console.say(f"best validation score {score:.3f} at step {best}")
     return {"best_step": float(best), "best_score": score}
+
+
+def _report(workdir: Path, console: Console) -> None:
+    """The page for people; a run does not fail for want of it."""
+    if is_first():
+        try:
+            write_run_report(workdir)
+        except (UsageError, OSError) as error:
+            console.say(f"no report: {error}")
 
 
 def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:

@@ -332,6 +332,11 @@ def test_a_run_is_shown(whole, capsys):
     assert not any(word in page for word in ("src=", "<script", "@import", "<link"))
 
 
+def test_a_run_does_not_fail_for_want_of_a_report(corpus, copy):
+    (copy / "results.json").write_text("[")
+    assert train(settings(), corpus, copy)["best_step"] > 0
+
+
 def test_time_goes_on_after_an_interruption(corpus, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     stop_after(monkeypatch, 6)
