@@ -200,10 +200,27 @@ def test_evaluation_tasks_cover_everyone_with_different_supports():
 
 
 def test_reference_protocol_adapts_on_the_song_itself():
-    pool, _ = pool_of()
+    pool, annotator = pool_of()
     tasks = same_song_tasks(pool)
     np.testing.assert_array_equal(tasks.support, tasks.query)
     assert not tasks.support_window.any()
+    of_pool = np.flatnonzero(np.isin(annotator, pool.annotators))
+    np.testing.assert_array_equal(np.sort(tasks.query[:, 0]), of_pool)
+    np.testing.assert_array_equal(tasks.annotator, annotator[tasks.query[:, 0]])
+    some = same_song_tasks(pool, most=5)
+    picked = np.linspace(0, len(of_pool) - 1, 5).round().astype(int)
+    np.testing.assert_array_equal(some.query, tasks.query[picked])
+    np.testing.assert_array_equal(some.annotator, tasks.annotator[picked])
+
+
+def test_windows_of_a_support_song_are_spread_over_it():
+    counts = np.arange(1, 8)
+    drawable = np.arange(7) < counts[:, None]
+    pool = make_pool(np.arange(7), np.zeros(7, np.int32), np.arange(7), drawable, min_songs=2)
+    tasks = evaluation_tasks(pool, supports=7)
+    expected = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 3, 4], [0, 2, 3, 5], [0, 2, 4, 6]]
+    for support, window in zip(tasks.support, tasks.support_window, strict=True):
+        assert window[support >= 0].tolist() == expected[support[0]]
 
 
 def test_only_labelled_windows_are_drawn():
