@@ -163,6 +163,8 @@ def test_padding_and_types():
             padding = rating < 0
             assert (rating[padding] == -1).all()
             assert not songs[padding].any() and not window[padding].any()
+        for query in batch.query:
+            assert len(set(query[query >= 0])) == (query >= 0).sum()
         assert all(value.dtype == np.int32 for value in vars(batch).values())
         with pytest.raises(dataclasses.FrozenInstanceError):
             batch.support = batch.query
