@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dsaml_jax import ModelConfig, ModelOutput, losses
+from tests.test_metrics import reference
 
 CONFIG = ModelConfig(width=8, num_heads=2, num_layers=2)
 
@@ -32,6 +35,68 @@ def test_diagonal_loss_by_hand():
     assert losses.diagonal_attention_loss(out.attention, CONFIG) == pytest.approx(
         expected, abs=1e-6
     )
+
+
+def part_labelled():
+    """Output, labels that are NaN where nobody labelled, and where that is: all, some and none of a sample's steps."""
+    out = make_output()
+    labels = np.random.RandomState(2).uniform(-1, 1, (2, 3, 7)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0]], bool)
+    labels[:, ~mask] = np.nan
+    return out, labels, mask
+
+
+def test_every_term_by_hand():
+    out, labels, mask = part_labelled()
+    config = dataclasses.replace(CONFIG, diagonal_weight=0.3)
+    loss, terms = losses.dsaml_loss(
+        out, *map(jnp.asarray, labels), config=config, mask=jnp.asarray(mask)
+    )
+    expected = {}
+    for name, target in zip(("arousal", "valence"), labels, strict=True):
+        prediction = np.asarray(getattr(out, name))
+        for metric in ("ccc", "pcc", "rmse"):
+            values = [reference(metric, prediction[i, mask[i]], target[i, mask[i]]) for i in (0, 1)]
+            expected[f"{name}_{metric}"] = np.mean(values)
+    good = [value if "rmse" not in name else 1 - value for name, value in expected.items()]
+    expected["score"] = np.mean(good)
+    expected["score_loss"] = 1 - np.mean(good)
+    diagonals = np.diagonal(np.asarray(out.attention)[:, :, -1].mean(2), axis1=-2, axis2=-1)
+    labelled = mask.any(0)
+    means = np.stack([diagonals[mask[:, t], :, t].mean(0) for t in np.flatnonzero(labelled)], -1)
+    apart = (means - np.array([[0.9], [0.1]])) ** 2
+    expected["attention_loss"] = apart.mean(-1).sum()
+    expected["total_loss"] = expected["score_loss"] + 0.3 * expected["attention_loss"]
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert terms[name] == pytest.approx(value, abs=1e-5), name
+    assert loss == terms["total_loss"]
+
+
+def test_steps_that_nobody_labelled_have_no_diagonal():
+    attention = make_output().attention
+    mask = jnp.ones((3, 7), bool).at[:, 5:].set(False)
+    inside = losses.diagonal_attention_loss(attention[..., :5, :5], CONFIG)
+    assert losses.diagonal_attention_loss(attention, CONFIG, mask) == pytest.approx(
+        float(inside), abs=1e-6
+    )
+
+
+def test_mismatched_shapes_are_refused():
+    out, labels = make_output(), jnp.zeros((3, 7))
+    mask = jnp.ones((3, 7), bool)
+    for arousal, valence, counted in (
+        (labels[:1], labels, mask), (labels, labels[:1], mask), (labels, labels, mask[:1])
+    ):  # fmt: skip
+        with pytest.raises(AssertionError):
+            losses.dsaml_loss(out, arousal, valence, config=CONFIG, mask=counted)
+        with pytest.raises(AssertionError):
+            losses.squared_error(out, arousal, valence, counted)
+    one = ModelOutput(arousal=labels[0], valence=labels[0], attention=out.attention)
+    with pytest.raises(AssertionError):
+        losses.dsaml_loss(one, labels[0], labels[0], config=CONFIG)
+    with pytest.raises(AssertionError):
+        losses.diagonal_attention_loss(out.attention[0], CONFIG)
 
 
 def test_masked_steps_do_not_count():
@@ -88,3 +153,14 @@ def test_squared_error_by_hand():
     kept = np.asarray(mask)
     expected = (np.asarray(out.arousal)[kept] ** 2 + np.asarray(out.valence)[kept] ** 2).mean()
     assert losses.squared_error(out, labels, labels, mask) == pytest.approx(expected, abs=1e-6)
+    out, labels, mask = part_labelled()
+    apart = [(np.asarray(x)[mask] - y[mask]) ** 2 for x, y in zip((out.arousal, out.valence), labels, strict=True)]  # fmt: skip
+
+    def loss(out, mask):
+        return losses.squared_error(out, *map(jnp.asarray, labels), mask)
+
+    value, gradient = jax.value_and_grad(loss)(out, jnp.asarray(mask))
+    assert value == pytest.approx((apart[0] + apart[1]).mean(), abs=1e-6)
+    for side in (gradient.arousal, gradient.valence):
+        assert np.isfinite(side).all() and not np.asarray(side)[~mask].any()
+    assert loss(out, jnp.zeros((3, 7), bool)) == 0.0

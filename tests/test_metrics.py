@@ -92,6 +92,84 @@ def test_finite_at_any_size(metric, size):
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_mismatched_shapes_are_refused():
+@pytest.mark.parametrize("metric", METRICS)
+def test_mismatched_shapes_are_refused(metric):
     with pytest.raises(AssertionError):
-        metrics.rmse(jnp.zeros((3, 4)), jnp.zeros(4))
+        metric(jnp.zeros((3, 4)), jnp.zeros(4))
+    with pytest.raises(AssertionError):
+        metric(jnp.zeros((3, 4)), jnp.zeros((3, 4)), jnp.ones(4, bool))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_curves_at_once(metric):
+    random = np.random.RandomState(0)
+    p, t = random.randn(2, 2, 3, 9).astype(np.float32)
+    mask = random.random_sample((2, 3, 9)) < 0.6
+    mask[..., 0] = [[True, False, True], [False, True, False]]
+    values = metric(jnp.asarray(p), jnp.asarray(t), jnp.asarray(mask, np.int32))
+    expected = [
+        [reference(metric.__name__, p[i, j, mask[i, j]], t[i, j, mask[i, j]]) for j in range(3)]
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_what_the_table_says_of_degenerate_curves():
+    level, moving = jnp.full(5, 0.3), jnp.array([0.1, 0.4, -0.2, 0.3, 0.0])
+    nothing = jnp.zeros(5, bool)
+
+    def of(metric, *curves):
+        value, gradient = jax.value_and_grad(metric)(*curves)
+        return float(value), np.asarray(gradient)
+
+    for pair in ((level, moving), (moving, level), (level, 2 * level)):
+        assert of(metrics.ccc, *pair)[0] == 0.0
+        value, gradient = of(metrics.pcc, *pair)
+        assert value == 0.0 and not gradient.any()
+    value, gradient = of(metrics.ccc, level, level)
+    assert value == 0.0 and not gradient.any()
+    value, gradient = of(metrics.rmse, moving, moving)
+    assert value == 0.0 and not gradient.any()
+    value, gradient = of(metrics.pcc, moving[:1], level[:1])
+    assert value == 0.0 and not gradient.any()
+    assert of(metrics.ccc, moving[:1], level[:1])[0] == 0.0
+    for metric in METRICS:
+        value, gradient = of(metric, moving, level, nothing)
+        assert value == 0.0 and not gradient.any()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_pcc_of_a_masked_constant_is_exactly_zero(first):
+    mask = jnp.arange(60) % 7 > 1
+    mask = mask.at[0].set(first)
+    assert metrics.pcc(jnp.full(60, 1 / 3), jnp.sin(jnp.arange(60.0)), mask) == 0.0
+
+
+def test_where_the_epsilon_of_pcc_shows():
+    small = jnp.array([0.5, -0.5, 0.5, -0.5]) * 1e-4  # its norm is 1e-4
+    assert metrics.pcc(small, small) == pytest.approx(0.5, rel=1e-3)
+    assert metrics.pcc(small, -small) == pytest.approx(-0.5, rel=1e-3)
+
+
+def test_where_ccc_takes_curves_for_equal_constants():
+    wave = jnp.array([1.0, -1.0, 1.0, -1.0])
+    for spread, expected in ((1.3e-16, 1.0), (0.7e-16, 0.0)):
+        curve = wave * float(np.sqrt(spread / 2))
+        assert metrics.ccc(curve, curve) == pytest.approx(expected, abs=1e-3)
+
+
+def slopes(metric, p, t, size=1e-6):
+    """Central differences of the textbook formula, in float64."""
+    p = p.astype(np.float64)
+    ahead, behind = (
+        [reference(metric.__name__, p + sign * size * one, t) for one in np.eye(len(p))]
+        for sign in (1, -1)
+    )
+    return (np.array(ahead) - np.array(behind)) / (2 * size)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_gradients_are_those_of_the_formula(metric):
+    p, t = np.random.RandomState(1).randn(2, 11).astype(np.float32)
+    gradient = jax.grad(metric)(jnp.asarray(p), jnp.asarray(t))
+    np.testing.assert_allclose(gradient, slopes(metric, p, t), atol=1e-5)
