@@ -30,17 +30,18 @@ from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import ModelConfig, PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
-from dsaml_jax.devices import is_first, wait_for_others
+from dsaml_jax.devices import is_first
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.runs import RUN_FILE
 
-RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 SCHEMA_VERSION = 2
 """Of a checkpoint. 1 had neither version nor checksums."""
 
 _MODEL, _OPTIMIZER, _EXTRA = "model", "optimizer", "extra"
+_DELETED = ".deleted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +175,7 @@ class CheckpointStore:
                     preservation_policy=keep,
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=not self._read_only,  # of saves that were killed
+                    todelete_subdir=_DELETED,  # by renaming: a kill leaves no half of a checkpoint
                     read_only=self._read_only,
                     create=not self._read_only,
                 ),
@@ -221,6 +223,7 @@ class CheckpointStore:
         if is_first():
             sync(self._folder / str(step))
             sync_folder(self._folder)
+            shutil.rmtree(self._folder / _DELETED, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Of the checkpoints, ascending; damaged ones too."""
@@ -285,7 +288,9 @@ class CheckpointStore:
         return (self._folder / str(step) / _OPTIMIZER).is_dir()
 
     def restore_extra(self, step: int) -> dict[str, Any]:
-        """The plain values of a step."""
+        """The plain values of a step; none where none were saved."""
+        if not (self._folder / str(step) / _EXTRA).is_dir():
+            return {}
         return self._read(_EXTRA, step, ocp.args.JsonRestore())
 
     def _restore(self, item: str, step: int, like: PyTree) -> Any:
@@ -303,6 +308,10 @@ class CheckpointStore:
         self.score(step)
         try:
             return self._orbax.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except FileNotFoundError as error:
+            raise self._damaged(step, error) from None
+        except (OSError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # of this moment, not of the checkpoint
         except Exception as error:  # Orbax and TensorStore raise whatever they come across
             raise self._damaged(step, error) from None
 
@@ -313,16 +322,17 @@ class CheckpointStore:
         )
 
     def put_aside(self, step: int) -> Path:
-        """Moves a checkpoint out of the way; returns where it is now."""
+        """Moves a checkpoint out of the way; returns where it is now. For one process."""
         place = self._folder.parent / DAMAGED / f"{self._folder.name}-{step}"
-        if is_first():
-            place.parent.mkdir(exist_ok=True)
-            shutil.rmtree(place, ignore_errors=True)
-            os.replace(self._folder / str(step), place)
-        wait_for_others(f"{self._folder.name} {step} is put aside")
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(self._folder / str(step), place)
+        return place
+
+    def reload(self) -> None:
+        """Looks anew which checkpoints there are, after some were put aside."""
         if self._manager is not None:
             self._manager.reload()
-        return place
 
     def close(self) -> None:
         """Releases the folder."""

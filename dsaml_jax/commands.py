@@ -211,7 +211,6 @@ def evaluate_command(options: argparse.Namespace) -> None:
         console=console,
     )
     write_evaluation(evaluation, options.workdir)
-    write_run_report(options.workdir)
     facts = evaluation.facts
     console.say(
         f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
@@ -219,6 +218,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     )
     console.say(table(evaluation))
     console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
+    write_run_report(options.workdir)
 
 
 def personalize_command(options: argparse.Namespace) -> None:
@@ -284,6 +284,8 @@ def checkpoint_command(options: argparse.Namespace) -> None:
     from dsaml_jax.inspection import checkpoint_lines, export_model
     from dsaml_jax.progress import show
 
+    _stay_on_the_host()
+
     if options.action == "export":
         if options.out is None:
             raise UsageError("--out is needed: the .safetensors file")
@@ -305,17 +307,27 @@ def checkpoint_command(options: argparse.Namespace) -> None:
         )
 
 
+def _stay_on_the_host() -> None:
+    """Whoever looks at a run leaves the accelerator to it."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def runs_command(options: argparse.Namespace) -> None:
     """Runs `dsaml runs`."""
     from dsaml_jax.progress import show
 
+    if options.action != "replay":
+        _stay_on_the_host()
     if options.action == "ls":
         from dsaml_jax.inspection import runs_table
 
         show(runs_table(options.path))
     elif options.action == "show":
         from dsaml_jax.inspection import run_lines
-        from dsaml_jax.run_report import REPORT_FILE, write_run_report
+        from dsaml_jax.run_report import write_run_report
+        from dsaml_jax.runs import REPORT_FILE
 
         show("\n".join(run_lines(options.path)))
         write_run_report(options.path)

@@ -7,6 +7,7 @@ pure function of the step, the same in every process.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ def join_processes(
       UsageError: the environment does not say enough, or the others cannot be reached.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
@@ -91,6 +93,29 @@ def describe_devices() -> str:
 def is_first() -> bool:
     """Whether this process is the one that writes files and speaks."""
     return jax.process_index() == 0
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes bring; all must come here."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Runs it in the first process; where it fails there, no process goes on.
+
+    Raises:
+      UsageError: in the others, when it failed in the first, where its own error is raised.
+    """
+    failed: Exception | None = None
+    if is_first():
+        try:
+            action()
+        except Exception as error:
+            failed = error
+    if largest(int(failed is not None)):
+        raise failed or UsageError("the first process cannot go on; it says why")
 
 
 def wait_for_others(what: str) -> None:

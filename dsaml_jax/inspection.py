@@ -15,7 +15,6 @@ from flax import traverse_util
 from dsaml_jax.adaptation import to_learned
 from dsaml_jax.checkpoints import (
     CHECKPOINTS,
-    RUN_FILE,
     CheckpointStore,
     DamagedCheckpoint,
     load_model,
@@ -25,7 +24,7 @@ from dsaml_jax.checkpoints import (
 from dsaml_jax.config import RunConfig, to_json
 from dsaml_jax.errors import UsageError
 from dsaml_jax.run_report import duration
-from dsaml_jax.runs import RunStatus, read_metrics, read_status
+from dsaml_jax.runs import RUN_FILE, RunStatus, read_metrics, read_status
 from dsaml_jax.steps import make_optimizer
 
 SEARCH_DEPTH = 3

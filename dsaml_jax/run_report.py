@@ -9,9 +9,7 @@ from data_prep.plain import parse_json
 from dsaml_jax.checkpoints import read_run_info
 from dsaml_jax.config import flatten
 from dsaml_jax.errors import UsageError
-from dsaml_jax.runs import RunStatus, read_metrics, read_status
-
-REPORT_FILE = "report.html"
+from dsaml_jax.runs import REPORT_FILE, RunStatus, read_metrics, read_status
 
 
 def write_run_report(workdir: Path) -> None:
@@ -27,7 +25,7 @@ def write_run_report(workdir: Path) -> None:
     from dsaml_jax.report import Picture, best_methods, drawn, environment, render
 
     info = read_run_info(workdir)
-    status = read_status(workdir) or RunStatus("killed", 0, info.config.training.steps, 0.0)
+    status = read_status(workdir)  # a model by itself has none
     lines = read_metrics(workdir)
     validations = [line for line in lines if line["kind"] == "validation"]
     results = _results(workdir, COLUMNS)
@@ -42,7 +40,7 @@ def write_run_report(workdir: Path) -> None:
         "run.html",
         name=workdir.resolve().name,
         status=status,
-        headline=headline(status),
+        headline=headline(status) if status else info.note,
         pictures=drawn([picture]) if lines else [],
         results=results,
         best=best_methods(results["summary"]) if results else {},

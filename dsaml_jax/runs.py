@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -20,6 +21,8 @@ from dsaml_jax.errors import UsageError
 
 METRICS_FILE = "metrics.jsonl"
 STATUS_FILE = "status.json"
+RUN_FILE = "run.json"
+REPORT_FILE = "report.html"
 LOCK_FILE = ".lock"
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -38,7 +41,11 @@ def only_here(workdir: Path) -> Iterator[None]:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(workdir / LOCK_FILE, blocking=False):
+        # Not at once: whoever looks at runs holds the lock for a moment.
+        with filelock.FileLock(workdir / LOCK_FILE, timeout=2.0):
+            for file in (RUN_FILE, METRICS_FILE, STATUS_FILE, REPORT_FILE):
+                for torn in workdir.glob(f".{file}.*"):  # by a kill while it was written
+                    torn.unlink(missing_ok=True)
             yield
     except filelock.Timeout:
         raise UsageError(
@@ -139,7 +146,40 @@ def read_status(workdir: Path) -> RunStatus | None:
     return status
 
 
-# ---- Writing both.
+# ---- Writing them.
+
+
+class _TensorBoard:
+    """Scalars as TensorBoard reads them, written at once: a writer with a queue hangs when its thread has died."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._folder, self._step = folder, step
+        self._writer: Any = None
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self._folder / "events"), f".{os.getpid()}")
+            started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            # What an earlier process wrote from this step on does not count.
+            self._writer.write_event(
+                event_pb2.Event(wall_time=time.time(), step=self._step + 1, session_log=started)
+            )
+        for name, value in values.items():
+            summary = scalar(name, value)
+            self._writer.write_event(
+                event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+            )
+        self._writer.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._writer is not None:
+                self._writer.close()
 
 
 class RunLog:
@@ -161,20 +201,20 @@ class RunLog:
         self._started = time.monotonic()
         self._paced: tuple[float, int] | None = None
         self._before, self._best = 0.0, (0, 0.0)
+        self._board = _TensorBoard(workdir / TENSORBOARD_FOLDER, step)
         if silent:
             return
         before = read_status(workdir)
         self._before = before.seconds if before and step else 0.0
         metrics = workdir / METRICS_FILE
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        with replacing(metrics) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if not metrics.is_file() or metrics.read_bytes() != text.encode():
+            with replacing(metrics) as temporary:
+                temporary.write_text(text)
         for line in kept:
             if line["kind"] == "validation":
                 self._note_best(line["step"], line["score"])
-        from tensorboardX import SummaryWriter
-
-        self._board = SummaryWriter(str(workdir / TENSORBOARD_FOLDER), purge_step=step + 1)
 
     def numbers(
         self, kind: Literal["train", "validation"], step: int, values: Mapping[str, float]
@@ -186,13 +226,13 @@ class RunLog:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+        with contextlib.suppress(OSError):
+            self._board.write(step, {f"{kind}/{name}": value for name, value in values.items()})
         if kind == "validation":
             self._note_best(step, values["score"])
 
     def _note_best(self, step: int, score: float) -> None:
-        if not self._best[0] or score > self._best[1]:
+        if not self._best[0] or score >= self._best[1]:
             self._best = step, score
 
     def state(self, state: State, step: int, message: str = "") -> None:
@@ -216,7 +256,12 @@ class RunLog:
         with replacing(self._workdir / STATUS_FILE) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(status), indent=1) + "\n")
 
+    def finished(self, step: int) -> None:
+        """Says that the run is, unless it has said so."""
+        status = None if self._silent else read_status(self._workdir)
+        if status is None or status.state != "finished":
+            self.state("finished", step)
+
     def close(self) -> None:
         """Releases the files."""
-        if not self._silent:
-            self._board.close()
+        self._board.close()

@@ -7,7 +7,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-import numpy as np
+from dsaml_jax.devices import largest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,6 +36,8 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.signal and kind is None:  # too late for the block, but not for whoever began it
+            signal.raise_signal(self.signal)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
@@ -47,10 +49,4 @@ class StopRequest:
 
         All processes must call this at the same steps.
         """
-        import jax
-
-        if jax.process_count() == 1:
-            return self.signal
-        from jax.experimental import multihost_utils
-
-        return int(np.max(multihost_utils.process_allgather(np.int32(self.signal))))
+        return largest(self.signal)

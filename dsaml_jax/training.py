@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,13 @@ from dsaml_jax.corpus import (
     require_same_corpus,
     to_device,
 )
-from dsaml_jax.devices import Devices, is_first, wait_for_others
+from dsaml_jax.devices import Devices, is_first, largest, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
 from dsaml_jax.evaluation import adapted_scores, song_scores
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
 from dsaml_jax.run_report import write_run_report
-from dsaml_jax.runs import LOCK_FILE, RunLog, State, only_here
+from dsaml_jax.runs import RUN_FILE, RunLog, State, only_here
 from dsaml_jax.steps import TrainState, make_dmer_step, make_optimizer, make_pdmer_step, step_key
 from dsaml_jax.stopping import StopRequest
 from dsaml_jax.tasks import TaskPool, evaluation_tasks
@@ -104,10 +106,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        if is_first():
-            stack.enter_context(only_here(workdir))
-            checkpoints.write_run_info(workdir, info)
-        wait_for_others("the run is there")
+        on_first(lambda: _occupy(workdir, info, stack))
 
         # ---- Fresh, or from the last state that is whole.
         start, restored, rows = _last_state(workdir, devices, config, corpus, optimizer, console)
@@ -119,10 +118,11 @@ def train(
         store = CheckpointStore(workdir, devices.everywhere)
         stack.callback(store.close)
         total, together = config.training.steps, config.training.steps_per_dispatch
-        if start == total:
-            return _result(workdir, store, console)
         log = RunLog(workdir, start, total, silent=not is_first())
         stack.callback(log.close)
+        if start == total:
+            log.finished(start)
+            return _result(workdir, store, console)
 
         def require_finite(rows: Rows, step: int) -> None:
             """Says whose data it was, with the state, which has not changed since the step that failed."""
@@ -189,7 +189,7 @@ def train(
                 log.state(kind, start, str(error))
             _report(workdir, console)
             raise
-        log.state("finished", start)
+        log.finished(start)
         wait_for_others("the last checkpoint is there")
         return _result(workdir, store, console)
 
@@ -209,8 +209,8 @@ def _report(workdir: Path, console: Console) -> None:
     if is_first():
         try:
             write_run_report(workdir)
-        except (UsageError, OSError) as error:
-            console.say(f"no report: {error}")
+        except Exception as error:  # whatever drawing comes across
+            console.say(f"no report: {' '.join(str(error).split())}")
 
 
 def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
@@ -227,8 +227,13 @@ def _require_ours(workdir: Path, info: RunInfo) -> None:
     """Refuses a work directory that belongs to something else."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"{workdir} is a file; --workdir is a folder")
-    if (workdir / checkpoints.RUN_FILE).is_file():
+    if (workdir / RUN_FILE).is_file():
         old = checkpoints.read_run_info(workdir)
+        if old.note:
+            raise UsageError(
+                f"{workdir} is a finished model ({old.note}); choose another --workdir, and "
+                f"--set training.init_from={workdir} to start from it"
+            )
         changed = differences(old.config, info.config)
         if old.data != info.data:
             changed.append(f"data: {old.data} -> {info.data}")
@@ -238,8 +243,16 @@ def _require_ours(workdir: Path, info: RunInfo) -> None:
                 "choose another --workdir, or the same settings to go on"
             )
         return
-    if workdir.is_dir() and any(path.name != LOCK_FILE for path in workdir.iterdir()):
+    # Hidden files: the lock, and what a kill has left of the first file.
+    if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
         raise UsageError(f"{workdir} is not empty and not a run; choose another --workdir")
+
+
+def _occupy(workdir: Path, info: RunInfo, stack: contextlib.ExitStack) -> None:
+    """Takes the folder and writes what the run is."""
+    stack.enter_context(only_here(workdir))
+    _require_ours(workdir, info)  # again: nobody else can have begun since
+    checkpoints.write_run_info(workdir, info)
 
 
 def _require_songs(parts: dict[str, Part]) -> None:
@@ -302,42 +315,68 @@ def _last_state(
 ) -> tuple[int, TrainState | None, Rows]:
     """Step, state and unlogged terms to go on from; 0 and None where nothing was saved.
 
-    All checkpoints are read, and those that are damaged put aside.
+    All checkpoints are read, and those that are damaged put aside. What one process finds damaged is so for all.
     """
     newest: tuple[int, TrainState | None, Rows] = (0, None, {})
+    at_checkpoint = 0
     for folder in (CHECKPOINTS, INTERRUPTED):
         store = CheckpointStore(workdir, devices.everywhere, folder=folder)
-        for step in store.steps():
-            try:
-                state = _restore(store, step, config, corpus, optimizer)
-                rows = _restore_rows(store, step) if folder == INTERRUPTED else {}
-            except DamagedCheckpoint as error:
-                console.say(f"{error}; moved to {store.put_aside(step)}")
-                continue
-            if step > newest[0]:
-                newest = step, state, rows
+        steps = [step for step in store.steps() if step > at_checkpoint]
+        wait_for_others("all have looked")
+        # First all scores: Orbax stumbles over any that it cannot read.
+        whole = [step for step, _ in _readable(store, steps, partial(_look, store), console)]
+        restore = partial(_restore, store, config, corpus, optimizer)
+        for step, (state, rows) in _readable(store, whole, restore, console):
+            newest = step, state, rows
         store.close()
-        if folder == CHECKPOINTS:
-            at_checkpoint = newest[0]
+        at_checkpoint = at_checkpoint or newest[0]
+    wait_for_others("all have read")
     if newest[0] == at_checkpoint:
         _forget_interruption(workdir)
     return newest
 
 
+def _readable(
+    store: CheckpointStore, steps: list[int], read: Callable[[int], Any], console: Console
+) -> Iterator[tuple[int, Any]]:
+    """The steps that all processes can read, and what this one reads; the others are put aside."""
+    for step in steps:
+        value, error = None, None
+        try:
+            value = read(step)
+        except DamagedCheckpoint as damage:
+            error = damage
+        if not largest(int(error is not None)):
+            yield step, value
+            continue
+        if is_first():
+            why = error or f"checkpoint {step}: another process finds it damaged"
+            console.say(f"{why}; moved to {store.put_aside(step)}; if it was the best, another is")
+        wait_for_others(f"{step} is put aside")
+        store.reload()
+
+
+def _look(store: CheckpointStore, step: int) -> None:
+    store.score(step)
+    store.manifest(step)
+
+
 def _restore(
     store: CheckpointStore,
-    step: int,
     config: RunConfig,
     corpus: Corpus,
     optimizer: optax.GradientTransformation,
-) -> TrainState:
+    step: int,
+) -> tuple[TrainState, Rows]:
     variables = store.restore_model(step, checkpoints.variables_like(config, corpus.features))
     learned = variables["params"]
     if config.training.task == "pdmer":
         learned = to_learned(config.meta, variables)
     like = jax.eval_shape(optimizer.init, learned)
     restored = store.restore_optimizer(step, {"optimizer": like})
-    return TrainState(learned, variables["batch_stats"], restored["optimizer"], np.True_)
+    rows = {name: np.asarray(x, np.float64) for name, x in store.restore_extra(step).items()}
+    state = TrainState(learned, variables["batch_stats"], restored["optimizer"], np.True_)
+    return state, rows
 
 
 def _save_interrupted(
@@ -351,13 +390,12 @@ def _save_interrupted(
     store.close()
 
 
-def _restore_rows(store: CheckpointStore, step: int) -> Rows:
-    return {name: np.asarray(x, np.float64) for name, x in store.restore_extra(step).items()}
-
-
 def _forget_interruption(workdir: Path) -> None:
-    if is_first():
-        shutil.rmtree(workdir / INTERRUPTED, ignore_errors=True)
+    if is_first() and (workdir / INTERRUPTED).is_dir():
+        old = workdir / f".{INTERRUPTED}"  # by renaming first: a kill leaves no half of it
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(workdir / INTERRUPTED, old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _make_validation(
@@ -428,8 +466,11 @@ def _failure(
     drawn = jax.tree.map(lambda x: x[0], drawn)
     variables = jax.device_get(to_variables(state.learned, state.batch_stats))
     key = step_key(np.uint32(config.training.seed), np.int32(step))
-    bundles = failures.bundles_of_step(config, corpus, here, drawn, names, variables, step, key)
-    what, bundle = failures.blame(bundles)
     path = workdir / failures.FAILURES_FOLDER / f"step-{step}.safetensors"
-    failures.write_bundle(path, bundle)
+    try:
+        bundles = failures.bundles_of_step(config, corpus, here, drawn, names, variables, step, key)
+        what, bundle = failures.blame(bundles)
+        failures.write_bundle(path, bundle)
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        return f"{wrong}. {mend}. (Whose data it was could not be found out: {error})"
     return f"{wrong}: {what}. {mend}. To compute it again: dsaml runs replay {path}"

@@ -110,11 +110,42 @@ def test_an_interruption_that_is_damaged_costs_only_itself(corpus, whole, tmp_pa
 
 
 def test_a_second_signal_insists():
-    with StopRequest() as stop:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         assert stop.agreed() == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("not heard")
+
+
+def test_a_signal_that_comes_too_late_is_handed_on():
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_kill_before_the_first_file_leaves_the_folder_usable(corpus, whole, tmp_path):
+    for name in (".lock", ".run.json.abc.json"):
+        (tmp_path / name).touch()
+    train(settings(), corpus, tmp_path)
+    assert_same(tmp_path, whole)
+    assert not (tmp_path / ".run.json.abc.json").exists()
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished(corpus, whole, copy):
+    status = json.loads((copy / "status.json").read_text()) | {"state": "validating"}
+    (copy / "status.json").write_text(json.dumps(status))
+    train(settings(), corpus, copy)
+    assert read_status(copy).state == "finished"
+    assert_same(copy, whole)
+
+
+def test_a_finished_model_is_no_work_directory(corpus, whole, tmp_path):
+    loaded = checkpoints.load_model(whole)
+    info = dataclasses.replace(loaded.info, note="personalised on 30 s of x.flac")
+    checkpoints.save_model(tmp_path / "mine", loaded.variables, info)
+    with pytest.raises(UsageError, match=r"finished model \(personalised"):
+        train(settings(), corpus, tmp_path / "mine")
+    assert main(["runs", "show", str(tmp_path / "mine")]) == 0
+    assert "personalised on 30 s" in (tmp_path / "mine" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
@@ -170,8 +201,9 @@ def test_a_damaged_checkpoint_costs_only_itself(corpus, whole, copy, damage, cap
     from dsaml_jax.progress import Console
 
     train(settings(), corpus, copy, Console())
-    assert "checkpoints/12: damaged" in capsys.readouterr().out
-    assert (copy / "damaged" / "checkpoints-12").is_dir()
+    said = capsys.readouterr().out
+    assert "checkpoints/12: damaged" in said and "at step 8" in said
+    assert [path.name for path in (copy / "damaged").iterdir()] == ["checkpoints-12"]
     assert_same(copy, whole)
 
 
