@@ -15,13 +15,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import traverse_util
 
 from data_prep.base import DataError, replacing, sync, sync_folder
@@ -167,19 +168,20 @@ class CheckpointStore:
                     policies.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1),
                 ]
             )
-            self._manager = ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    best_fn=lambda metrics: metrics["score"],
-                    best_mode="max",
-                    preservation_policy=keep,
-                    enable_async_checkpointing=False,
-                    cleanup_tmp_directories=not self._read_only,  # of saves that were killed
-                    todelete_subdir=_DELETED,  # by renaming: a kill leaves no half of a checkpoint
-                    read_only=self._read_only,
-                    create=not self._read_only,
-                ),
-            )
+            with _errors_only():  # Orbax warns that it does as it is told
+                self._manager = ocp.CheckpointManager(
+                    self._folder,
+                    options=ocp.CheckpointManagerOptions(
+                        best_fn=lambda metrics: metrics["score"],
+                        best_mode="max",
+                        preservation_policy=keep,
+                        enable_async_checkpointing=False,
+                        cleanup_tmp_directories=not self._read_only,  # of saves that were killed
+                        todelete_subdir=_DELETED,  # renamed first: a kill leaves no half of one
+                        read_only=self._read_only,
+                        create=not self._read_only,
+                    ),
+                )
         return self._manager
 
     def save(
@@ -340,6 +342,17 @@ class CheckpointStore:
             # Saves are synchronous: whatever Orbax raises here, `save` has raised before.
             with contextlib.suppress(ValueError, RuntimeError):
                 self._manager.close()
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    """Keeps what is less than an error out of absl's log."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def checksum(tree: PyTree) -> str:
