@@ -73,6 +73,27 @@ def test_every_term_by_hand():
     assert loss == terms["total_loss"]
 
 
+def test_one_sample_alone_counts_whole():
+    out, labels, _ = part_labelled()
+    alone, twice = (jax.tree.map(lambda x, n=n: jnp.repeat(x[:1], n, axis=0), out) for n in (1, 2))
+    expected = losses.dsaml_loss(twice, *np.repeat(labels[:, :1], 2, axis=1), config=CONFIG)[1]
+    terms = losses.dsaml_loss(alone, *labels[:, :1], config=CONFIG)[1]
+    for name, value in expected.items():
+        assert terms[name] == pytest.approx(float(value), abs=1e-6), name
+
+
+def test_one_step_alone_counts_whole():
+    out, labels, _ = part_labelled()
+    mask = jnp.zeros((3, 7), bool).at[1, 2].set(True)
+    places = np.asarray(out.attention)[1, :, -1, :, 2, 2].mean(-1)
+    expected = (places[0] - 0.9) ** 2 + (places[1] - 0.1) ** 2
+    loss = losses.diagonal_attention_loss(out.attention, CONFIG, mask)
+    assert loss == pytest.approx(expected, abs=1e-6)
+    error = losses.squared_error(out, *map(jnp.asarray, labels), mask)
+    expected = (out.arousal[1, 2] - labels[0, 1, 2]) ** 2 + (out.valence[1, 2] - labels[1, 1, 2]) ** 2  # fmt: skip
+    assert error == pytest.approx(float(expected), abs=1e-6)
+
+
 def test_steps_that_nobody_labelled_have_no_diagonal():
     attention = make_output().attention
     mask = jnp.ones((3, 7), bool).at[:, 5:].set(False)

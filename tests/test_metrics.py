@@ -106,7 +106,7 @@ def test_many_curves_at_once(metric):
     p, t = random.randn(2, 2, 3, 9).astype(np.float32)
     mask = random.random_sample((2, 3, 9)) < 0.6
     mask[..., 0] = [[True, False, True], [False, True, False]]
-    values = metric(jnp.asarray(p), jnp.asarray(t), jnp.asarray(mask, np.int32))
+    values = metric(jnp.asarray(p), jnp.asarray(t), 2 * jnp.asarray(mask, np.int32))  # 2 is true
     expected = [
         [reference(metric.__name__, p[i, j, mask[i, j]], t[i, j, mask[i, j]]) for j in range(3)]
         for i in range(2)
@@ -156,6 +156,20 @@ def test_where_ccc_takes_curves_for_equal_constants():
     for spread, expected in ((1.3e-16, 1.0), (0.7e-16, 0.0)):
         curve = wave * float(np.sqrt(spread / 2))
         assert metrics.ccc(curve, curve) == pytest.approx(expected, abs=1e-3)
+
+
+def test_one_step_and_curves_of_norm_one():
+    assert metrics.rmse(jnp.array([0.5, 0.1]), jnp.array([0.2, 0.9]), jnp.array([True, False])) == pytest.approx(0.3)  # fmt: skip
+    wave = jnp.array([0.5, -0.5, 0.5, -0.5])
+    assert metrics.pcc(wave, wave) == pytest.approx(1.0)
+    assert metrics.pcc(2 * wave, wave) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_lists_are_curves_too(metric):
+    p, t = [0.0, 1.0, 0.5], [0.1, 0.9, 0.2]
+    assert metric(p, t) == metric(jnp.array(p), jnp.array(t))
+    assert metric(p, jnp.array(t)) == metric(jnp.array(p), t)
 
 
 def slopes(metric, p, t, size=1e-6):

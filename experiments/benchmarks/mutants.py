@@ -53,7 +53,39 @@ SWAPPED_NAMES = {
 }  # fmt: skip
 SWAPPED_NAMES |= {second: first for first, second in SWAPPED_NAMES.items()}
 REASONS: dict[str, tuple[str, ...]] = {
+    "counts differ only where nothing is unmasked; what comes of 0/0 is taken for a constant, and its gradient ends in `_checked`": (
+        "ccc: count = (jnp.sum(weights, -1))",
+        "rmse: count = (jnp.sum(weights, -1))",
+        "_centred: count = (jnp.sum(weights, -1, keepdims=True))",
+    ),
+    "differs for one step only, whose centred curve is 0 whatever it is divided by": (
+        "ccc: count = jnp.maximum(jnp.sum(weights, -1), 2.0)",
+        "_centred: count = jnp.maximum(jnp.sum(weights, -1, keepdims=True), 2.0)",
+    ),
+    "differs for a spread of exactly 1e-16": (
+        "ccc: enough = (spread >= MIN_SPREAD)",
+    ),
+    "only keeps the branch that is not taken from dividing by 0": (
+        "ccc: return jnp.where(enough, 2.0 * covariance / jnp.where(enough, spread, 2.0), 0.0)",
+        "pcc: norms = jnp.where(constant, 2.0, norm_a * norm_b + PCC_EPSILON)",
+        "_safe_sqrt: return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 2.0)), 0.0)",
+    ),
+    "what the origin adds to the gradient cancels; without it that is not computed": (
+        "centre: origin = (jnp.take_along_axis(x, first, -1))",
+    ),
+    "JAX takes the last place for one beyond the end, and this axis has one": (
+        "_centred: return a, b, weights, (mean_a - mean_b)[..., 1]",
+    ),
+    "the metrics refuse the same shapes, and labels of the right shape have the right rank": (
+        "dsaml_loss: pass",
+        "dsaml_loss: ([out.arousal, out.valence, arousal, valence])",
+        "dsaml_loss: ([arousal, mask])",
+    ),
+    "the sum is an array; only the type checker does not know": (
+        'dsaml_loss: terms["score"] = (score) / 6.0',
+    ),
     "axis -1, also the default, is axis 1 of two": (
+        "dsaml_loss: counted = jnp.any(mask, (1)).astype(out.arousal.dtype)",
         "make_pool: excluded=np.stack([people[~enough], counts[~enough]], axis=(1)),",
         "in_front: order = (np.argsort(~chosen, kind='stable')).astype(np.int32)",
         "sample_tasks: order = (np.argsort(draw.random((rounds, len(pool.annotators))), kind='stable'))",
