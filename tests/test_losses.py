@@ -12,13 +12,13 @@ import pytest
 from dsaml_jax import ModelConfig, ModelOutput, losses
 from tests.test_metrics import reference
 
-CONFIG = ModelConfig(width=8, num_heads=2, num_layers=2)
+CONFIG = ModelConfig(width=8, num_heads=2, num_layers=3)
 
 
 def make_output(batch=3, steps=7, seed=0):
     random = np.random.RandomState(seed)
     attention = jax.nn.softmax(
-        jnp.asarray(random.randn(batch, 2, 2, 2, steps, steps), jnp.float32), axis=-1
+        jnp.asarray(random.randn(batch, 2, 3, 2, steps, steps), jnp.float32), axis=-1
     )
     arousal, valence = random.randn(2, batch, steps).astype(np.float32)
     return ModelOutput(

@@ -77,15 +77,26 @@ REASONS: dict[str, tuple[str, ...]] = {
         "_centred: return a, b, weights, (mean_a - mean_b)[..., 1]",
     ),
     "the metrics refuse the same shapes, and labels of the right shape have the right rank": (
-        "dsaml_loss: pass",
+        "dsaml_loss: without chex.assert_equal_shape([out.arousal, out.valence, arousal, valence])",
+        "dsaml_loss: without chex.assert_equal_shape([arousal, mask])",
         "dsaml_loss: ([out.arousal, out.valence, arousal, valence])",
         "dsaml_loss: ([arousal, mask])",
+    ),
+    "the next line sums over the rest": (
+        "diagonal_attention_loss: error = (jnp.square(mean - target) * counted)",
+        "diagonal_attention_loss: error = jnp.sum(jnp.square(mean - target) * counted, (1))",
+        "diagonal_attention_loss: error = jnp.sum(jnp.square(mean - target) * counted, -2)",
+    ),
+    "its weight is 0": (
+        "squared_error: error = jnp.square(out.arousal - jnp.where(mask, arousal, 1.0))",
+        "squared_error: error = error + jnp.square(out.valence - jnp.where(mask, valence, 1.0))",
     ),
     "the sum is an array; only the type checker does not know": (
         'dsaml_loss: terms["score"] = (score) / 6.0',
     ),
-    "axis -1, also the default, is axis 1 of two": (
+    "the same axis, counted from the front, or the default": (
         "dsaml_loss: counted = jnp.any(mask, (1)).astype(out.arousal.dtype)",
+        "diagonal_attention_loss: diagonal = jnp.diagonal(last, axis1=(2), axis2=-1)",
         "make_pool: excluded=np.stack([people[~enough], counts[~enough]], axis=(1)),",
         "in_front: order = (np.argsort(~chosen, kind='stable')).astype(np.int32)",
         "sample_tasks: order = (np.argsort(draw.random((rounds, len(pool.annotators))), kind='stable'))",
@@ -163,6 +174,8 @@ class Mutant:
     @property
     def key(self) -> str:
         """Names it as long as its line stays as it is."""
+        if self.after == "pass":
+            return f"{self.function}: without {self.before}"
         return f"{self.function}: {self.after}"
 
     @property
@@ -387,7 +400,7 @@ def _import_once() -> None:
 # ---- Telling.
 
 
-def report(counts: dict[str, tuple[int, list[Mutant]]], seconds: float) -> str:
+def report(counts: dict[str, tuple[int, list[Mutant]]], time_spent: str) -> str:
     """Markdown of what survived, module by module."""
     lines = [
         "# Mutants of the metrics, the losses and the sampler", "",
@@ -408,7 +421,7 @@ def report(counts: dict[str, tuple[int, list[Mutant]]], seconds: float) -> str:
             why = SURVIVORS.get(mutant.key, "**no reason is known**")
             cells = (f"`{text}`".replace("|", "\\|") for text in (mutant.before, mutant.after))
             lines.append(f"| {mutant.line} | {' | '.join(cells)} | {why} |")
-    lines += ["", f"{seconds / 60:.0f} minutes. {measured_on('jax', 'numpy', 'pytest', 'hypothesis')}"]  # fmt: skip
+    lines += ["", f"{time_spent} {measured_on('jax', 'numpy', 'pytest', 'hypothesis')}"]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -458,10 +471,12 @@ def run(options: argparse.Namespace) -> None:
         print(f"{module}: {len(left)} of {len(found)}", f"{time.monotonic() - start:.0f} s")
     if options.list:
         return
+    again = ", those aside that an earlier run noticed" if options.noticed else ""
+    text = report(counts, f"{(time.monotonic() - start) / 60:.0f} minutes{again}.")
     if options.only or options.function:
-        print(report(counts, time.monotonic() - start))
+        print(text)
     else:
-        write_result("mutants", report(counts, time.monotonic() - start))
+        write_result("mutants", text)
     unexplained = [m.key for _, left in counts.values() for m in left if m.key not in SURVIVORS]
     if unexplained:
         raise SystemExit("survivors without a reason:\n" + "\n".join(unexplained))
