@@ -39,14 +39,15 @@ from dsaml_jax.corpus import (
 )
 from dsaml_jax.devices import Devices, is_first, largest, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
-from dsaml_jax.evaluation import adapted_scores, song_scores
+from dsaml_jax.evaluation import agreed_trial, listener_trial, mean_scores
+from dsaml_jax.evaluation.methods import adapted, curves_of_songs
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
 from dsaml_jax.run_report import write_run_report
 from dsaml_jax.runs import RUN_FILE, RunLog, State, only_here
 from dsaml_jax.steps import TrainState, make_dmer_step, make_optimizer, make_pdmer_step, step_key
 from dsaml_jax.stopping import StopRequest
-from dsaml_jax.tasks import TaskPool, evaluation_tasks
+from dsaml_jax.tasks import TaskPool
 
 INTERRUPTED = "interrupted"
 """Folder of the state a run was in when it was asked to stop; gone with the next checkpoint."""
@@ -98,7 +99,7 @@ def train(
         else make_dmer_step(model, optimizer, devices.everywhere)
     )
     device = devices.replicate(to_device(corpus, target, parts["validation"].songs))
-    validate = _make_validation(model, config, corpus, device, parts)
+    validate = _make_validation(model, config, corpus, device)
     draw = drawing(config, pool, corpus, parts["train"], target)
     fresh = not any((workdir / folder).is_dir() for folder in (CHECKPOINTS, INTERRUPTED))
     state = _initial_state(model, config, corpus, optimizer) if fresh else None
@@ -399,26 +400,19 @@ def _forget_interruption(workdir: Path) -> None:
 
 
 def _make_validation(
-    model: DSAML,
-    config: RunConfig,
-    corpus: Corpus,
-    device: DeviceCorpus,
-    parts: dict[str, Part],
+    model: DSAML, config: RunConfig, corpus: Corpus, device: DeviceCorpus
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
     """A function from variables to mean scores on the validation part, in eval mode."""
-    part = parts["validation"]
     if config.training.task == "dmer":
-        target = consensus_target(corpus, part)
-        return lambda variables: song_scores(model, variables, corpus, device, part.songs, target)
-    require_annotators(part, "validation")
-    pool = pool_of(corpus, part.ratings, min_songs=config.meta.support_songs + 1)
-    tasks = evaluation_tasks(
-        pool,
-        supports=4,
-        support_songs=config.meta.support_songs,
-        most=config.training.validation_tasks,
-    )
-    return lambda variables: adapted_scores(model, config.meta, variables, corpus, device, tasks)
+        agreed = agreed_trial(corpus, "validation", device)
+        return lambda variables: mean_scores(
+            curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
+        )
+    trial = listener_trial(
+        corpus, "validation", shots=config.meta.support_songs, supports=4,
+        most=config.training.validation_tasks, device=device,
+    )  # fmt: skip
+    return lambda variables: mean_scores(adapted(trial, model, config.meta, variables), trial.truth)
 
 
 def _rows(pending: list[Mapping[str, Any]]) -> Rows:

@@ -7,18 +7,22 @@ import pytest
 
 from data_prep.base import Provenance
 from data_prep.features import FeatureConfig, window_starts
-from data_prep.shards import Corpus
-from dsaml_jax import evaluation
-from dsaml_jax.corpus import pool_of
-from dsaml_jax.tasks import evaluation_tasks, same_song_tasks
+from data_prep.shards import Corpus, read_corpus
+from dsaml_jax.adaptation import adapt_to_listener
+from dsaml_jax.checkpoints import load_model
+from dsaml_jax.config import with_settings
+from dsaml_jax.corpus import gather_windows
+from dsaml_jax.errors import UsageError
+from dsaml_jax.evaluation import evaluate, listener_trial, methods, scores
 
 STEPS = 200
 SONGS = 4
 
 
 @pytest.fixture
-def corpus():
-    """One annotator, four songs of 200 steps; the drawn value is 100 * song + step."""
+def corpus(monkeypatch):
+    """One annotator, four songs of 200 steps, all in the test part; the drawn value is 100 * song + step / 1000."""
+    monkeypatch.setattr("dsaml_jax.corpus.deal", lambda names, **_: dict.fromkeys(names, "test"))
     starts = window_starts(STEPS)
     first = (np.arange(SONGS) * STEPS).astype(np.int32)
     values = np.concatenate([100.0 * song + np.arange(STEPS) / 1000 for song in range(SONGS)])
@@ -48,43 +52,47 @@ def corpus():
     )
 
 
-@pytest.fixture
-def pool(corpus):
-    return pool_of(corpus, np.arange(SONGS), min_songs=1)
-
-
-def test_reference_protocol_shows_baselines_the_first_30_s_only(corpus, pool):
-    tasks = same_song_tasks(pool)
-    songs = evaluation._support_songs(corpus, tasks, 1)
-    seen = evaluation._support_targets(corpus, tasks, songs, STEPS)
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")  # nobody is left for training
+def test_reference_protocol_shows_baselines_the_first_30_s_only(corpus):
+    trial = listener_trial(corpus, "test", protocol="reference")
+    seen = trial.support_truth
     assert seen.shape == (SONGS, 1, STEPS, 2)
     known = np.isfinite(seen[:, 0, :, 0])
     assert known[:, :60].all()
     assert not known[:, 60:].any()
 
 
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.mark.parametrize("shots", [1, 2])
-def test_every_support_song_counts_and_none_is_asked(corpus, pool, shots):
-    tasks = evaluation_tasks(pool, supports=9, support_songs=shots)
-    songs = evaluation._support_songs(corpus, tasks, shots)
+def test_every_support_song_counts_and_none_is_asked(corpus, shots):
+    trial = listener_trial(corpus, "test", supports=9, shots=shots)
+    songs, seen = trial.support_songs, trial.support_truth
     assert songs.shape == (SONGS, shots)
-    seen = evaluation._support_targets(corpus, tasks, songs, STEPS)
     for task in range(SONGS):
-        assert not set(songs[task]) & set(tasks.query_song[task])
+        assert not set(songs[task]) & set(trial.song[task])
         means = np.nanmean(seen[task, :, :, 0], axis=1)
         np.testing.assert_allclose(means, 100.0 * songs[task], atol=0.2)
     # Four of the five windows on the grid of a 200-step song, as adaptation sees them.
     assert np.isfinite(seen[0, 0, :, 0]).sum() == 180
 
 
-def test_queries_carry_their_own_labels(corpus, pool):
-    tasks = evaluation_tasks(pool, supports=2)
-    truth = evaluation._query_targets(corpus, tasks, STEPS)
-    np.testing.assert_allclose(
-        truth[..., 0].mean(axis=-1), 100.0 * tasks.query_song + 0.0995, atol=0.1
-    )
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_fewer_shots_are_the_first_of_more(corpus):
+    two = listener_trial(corpus, "test", shots=2)
+    one = two.with_shots(1)
+    np.testing.assert_array_equal(one.support_songs, two.support_songs[:, :1])
+    np.testing.assert_array_equal(one.song, two.song)
+    np.testing.assert_array_equal(one.support_truth[:, 0], two.support_truth[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_queries_carry_their_own_labels(corpus):
+    trial = listener_trial(corpus, "test", supports=2)
+    truth = trial.truth
+    np.testing.assert_allclose(truth[..., 0].mean(axis=-1), 100.0 * trial.song + 0.0995, atol=0.1)
     truth[0, 1] = np.nan
-    assert evaluation._labelled(truth).sum() == truth.shape[0] * truth.shape[1] - 1
+    assert scores.labelled(truth).sum() == truth.shape[0] * truth.shape[1] - 1
+    assert len(trial.labels()) == truth.shape[0] * truth.shape[1] - 1
 
 
 def test_affine_calibration_is_least_squares():
@@ -93,7 +101,45 @@ def test_affine_calibration_is_least_squares():
     truth = support * [2.0, -0.5] + [0.3, 0.1]
     truth[:, 40:] = np.nan
     query = random.randn(3, 4, 50, 2)
-    calibrated = evaluation._calibrate(query, support, truth)
+    calibrated = methods._calibrate(query, support, truth)
     np.testing.assert_allclose(calibrated, query * [2.0, -0.5] + [0.3, 0.1], atol=1e-9)
-    flat = evaluation._calibrate(query, np.zeros_like(support), truth)
+    flat = methods._calibrate(query, np.zeros_like(support), truth)
     np.testing.assert_allclose(flat[0, 0], np.broadcast_to(np.nanmean(truth[0], 0), (50, 2)))
+
+
+def test_a_prediction_that_is_no_number_is_no_perfect_fit():
+    truth = np.zeros((2, 5, 2), np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        scores.scores(np.full_like(truth, np.nan), truth)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "adapts"), [("maml", "predictor/out"), ("anil", "all"), ("maml", "encoder"), ("maml", "all")]
+)  # fmt: skip
+def test_curves_after_adapting_are_those_of_the_adapted_model(
+    small_data, small_run, algorithm, adapts
+):
+    """What is shared between listeners is cut out of the model by a program, not by hand."""
+    corpus, run = read_corpus(small_data[1]), load_model(small_run)
+    settings = (f"meta.algorithm={algorithm}", f"meta.adapts={adapts}", "meta.learning_rate=0.05")
+    config = with_settings(run.info.config, settings).meta
+    trial = listener_trial(corpus, "test", most=2)
+    predicted = methods.adapted(trial, run.model, config, run.variables)
+    tasks = trial.listeners
+    for task in range(2):
+        support = gather_windows(
+            trial.device, tasks.support_song[task], tasks.support_window[task], tasks.support[task]
+        )
+        own = adapt_to_listener(run.model, config, run.variables, support)
+        curves = methods.curves_of_songs(trial, run.model, own).of(trial.song[task])
+        kept = tasks.query[task] >= 0
+        np.testing.assert_allclose(predicted[task][kept], curves[kept], atol=2e-6)
+        before = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song[task])
+        assert np.abs(curves - before).max() > 1e-4
+
+
+def test_without_test_songs_it_says_so(small_data, small_run):
+    corpus = read_corpus(small_data[1])
+    corpus.split[corpus.split == "test"] = "train"
+    with pytest.raises(UsageError, match="no test songs"):
+        evaluate(load_model(small_run), corpus)

@@ -68,6 +68,11 @@ class Algorithm(abc.ABC):
         """The model's parameters in what is learned."""
         return learned
 
+    def adapting(self, name: str) -> bool:
+        """Whether the parameter of this path can differ between tasks."""
+        del name
+        return True
+
     @abc.abstractmethod
     def adapt(
         self, loss_fn: LossFn, learned: PyTree, support: PyTree, key: chex.PRNGKey | None = None

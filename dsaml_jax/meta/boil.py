@@ -20,5 +20,5 @@ class BOIL(GradientDescent):
         require_head(self.adapts, "boil")
 
     def adapting(self, name: str) -> bool:
-        """Whether the parameter of this path adapts."""
+        """See :meth:`Algorithm.adapting`."""
         return not super().adapting(name)

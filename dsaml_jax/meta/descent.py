@@ -31,7 +31,7 @@ class GradientDescent(Algorithm):
     memory: MemoryMode = "mixed"
 
     def adapting(self, name: str) -> bool:
-        """Whether the parameter of this path adapts."""
+        """See :meth:`Algorithm.adapting`."""
         return self.adapts is None or self.adapts(name)
 
     def adapt(

@@ -38,11 +38,15 @@ class IMAML(Algorithm):
     adapts: ParameterFilter | None = None
     transform: optax.GradientTransformation | None = None
 
+    def adapting(self, name: str) -> bool:
+        """See :meth:`Algorithm.adapting`."""
+        return self.adapts is None or self.adapts(name)
+
     def adapt(
         self, loss_fn: LossFn, learned: PyTree, support: PyTree, key: chex.PRNGKey | None = None
     ) -> PyTree:
         """See :meth:`Algorithm.adapt`."""
-        parts = Adapting(learned, self.adapts)
+        parts = Adapting(learned, self.adapting)
         keys = () if key is None else (key,)
         loss, known = hoist(lambda chosen: loss_fn(parts.merge(chosen), support, *keys), parts.chosen)  # fmt: skip
 

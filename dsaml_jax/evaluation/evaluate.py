@@ -1,0 +1,259 @@
+"""The evaluation of a run, with every baseline that needs no further training, and its files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.base import replacing
+from data_prep.shards import Corpus
+from dsaml_jax.checkpoints import LoadedModel
+from dsaml_jax.corpus import require_same_corpus
+from dsaml_jax.errors import UsageError
+from dsaml_jax.evaluation.methods import (
+    adapted,
+    calibrated,
+    constant,
+    curves_of_songs,
+    support_mean,
+)
+from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, scores
+from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
+from dsaml_jax.progress import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of several methods on the same songs.
+
+    Attributes:
+      protocol: `clean` or `reference`.
+      task: `dmer` or `pdmer`.
+      rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns.
+      summary: method -> column -> `{"mean", "sd"}` over songs.
+      facts: what was evaluated on what.
+    """
+
+    protocol: str
+    task: str
+    rows: list[dict[str, Any]]
+    summary: dict[str, dict[str, dict[str, float]]]
+    facts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListenerCurves:
+    """Curves of several listeners for one song, to draw.
+
+    Attributes:
+      song: its id.
+      annotators: who.
+      truth, unadapted, adapted: `[A, n, 2]` each.
+    """
+
+    song: str
+    annotators: tuple[str, ...]
+    truth: np.ndarray
+    unadapted: np.ndarray
+    adapted: np.ndarray
+
+
+def evaluate(
+    run: LoadedModel,
+    corpus: Corpus,
+    *,
+    protocol: Protocol = "clean",
+    dmer: LoadedModel | None = None,
+    console: Console | None = None,
+) -> tuple[Evaluation, ListenerCurves | None]:
+    """Evaluates a run on the test part, with every baseline that needs no further training.
+
+    Args:
+      run: the model, by the best checkpoint on validation.
+      corpus: with the features the run was trained on.
+      protocol: see :mod:`dsaml_jax.evaluation`; DMER has only one.
+      dmer: a DMER run, for the baselines that start from it.
+      console: where progress goes.
+
+    Returns:
+      the evaluation, and for PDMER the curves of the song most test annotators share.
+
+    Raises:
+      UsageError: no test songs or annotators, or features that do not fit.
+    """
+    for model in (run, dmer):
+        if model is not None:
+            require_fitting_data(model, corpus)
+    if run.info.config.training.task == "dmer":
+        if protocol != "clean":
+            raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
+        trial = agreed_trial(corpus, "test")
+        predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
+        facts = {"songs": len(trial.songs), "checkpoint_step": run.step}
+        return _tabulate("clean", "dmer", trial, predicted, facts), None
+    return _evaluate_pdmer(run, corpus, protocol, dmer, console or Console(quiet=True))
+
+
+def require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
+    """Other features cannot be read; other songs under the same name were perhaps trained on."""
+    if model.info.features != corpus.features:
+        raise UsageError(
+            f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
+        )
+    require_same_corpus(model.info.data, corpus, "the model")
+
+
+def _unadapted(trial: Trial, run: LoadedModel) -> np.ndarray:
+    return curves_of_songs(trial, run.model, run.variables).of(trial.song)
+
+
+def _evaluate_pdmer(
+    run: LoadedModel,
+    corpus: Corpus,
+    protocol: Protocol,
+    dmer: LoadedModel | None,
+    console: Console,
+) -> tuple[Evaluation, ListenerCurves]:
+    config = run.info.config.meta
+    trial = listener_trial(corpus, "test", protocol=protocol, shots=config.support_songs)
+    tasks = trial.listeners
+
+    def after_adapting(loaded: LoadedModel) -> np.ndarray:
+        with console.bar(len(tasks.annotator), "adapting", "task") as bar:
+            return adapted(trial, loaded.model, config, loaded.variables, bar)
+
+    predicted = {"constant": constant(trial), "support mean": support_mean(trial)}
+    if dmer:
+        curves = curves_of_songs(trial, dmer.model, dmer.variables)
+        predicted["DMER"] = curves.of(trial.song)
+        predicted["DMER + affine"] = calibrated(trial, curves)
+        predicted["DMER fine-tuned"] = after_adapting(dmer)
+    predicted["MAML unadapted"] = _unadapted(trial, run)
+    predicted["MAML adapted"] = after_adapting(run)
+    facts = {
+        "annotators": len(np.unique(tasks.annotator)),
+        "songs": len(np.unique(trial.song)),
+        "tasks": len(tasks.annotator),
+        "inner_steps": config.steps,
+        "checkpoint_step": run.step,
+        "annotators_left_out": trial.excluded,
+    }
+    evaluation = _tabulate(protocol, "pdmer", trial, predicted, facts)
+    shown = most_shared_song(trial, predicted["MAML unadapted"], predicted["MAML adapted"])
+    return evaluation, shown
+
+
+def _tabulate(
+    protocol: str, task: str, trial: Trial, predicted: dict[str, np.ndarray], facts: dict[str, Any]
+) -> Evaluation:
+    labels = trial.labels()
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for method, curves in predicted.items():
+        columns = scores(curves, trial.truth)
+        summary[method] = {
+            name: {"mean": float(columns[name].mean()), "sd": float(columns[name].std())}
+            for name in COLUMNS
+        }
+        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        rows += [
+            {"method": method} | label | dict(zip(COLUMNS, row, strict=True))
+            for label, row in zip(labels, values, strict=True)
+        ]
+    features = trial.corpus.features
+    facts = {
+        "corpus": trial.corpus.name,
+        "features": features.name,
+        "embedding": features.embedding,
+        "rows_per_method": len(labels),
+    } | facts
+    return Evaluation(protocol, task, rows, summary, facts)
+
+
+def most_shared_song(
+    trial: Trial, unadapted: np.ndarray, adapted: np.ndarray, most: int = 6
+) -> ListenerCurves:
+    """The song with most annotators, each by their first task that has it in its query.
+
+    Args:
+      trial: of PDMER.
+      unadapted: `[tasks, Q, n, 2]`.
+      adapted: likewise.
+      most: annotators.
+    """
+    tasks, corpus = trial.listeners, trial.corpus
+    first: dict[tuple[int, int], tuple[int, int]] = {}
+    for task, place in np.argwhere(tasks.query >= 0).tolist():
+        key = (int(tasks.query_song[task, place]), int(tasks.annotator[task]))
+        first.setdefault(key, (task, place))
+    counts: dict[int, int] = {}
+    for song, _ in first:
+        counts[song] = counts.get(song, 0) + 1
+    best = max(counts, key=lambda song: (counts[song], -song))
+    chosen = [(person, place) for (song, person), place in first.items() if song == best][:most]
+    steps = corpus.song_steps[best]
+
+    def picked(curves: np.ndarray) -> np.ndarray:
+        return np.stack([curves[place][:steps] for _, place in chosen])
+
+    return ListenerCurves(
+        song=corpus.song_ids[best],
+        annotators=tuple(corpus.annotator_ids[person] for person, _ in chosen),
+        truth=picked(trial.truth),
+        unadapted=picked(unadapted),
+        adapted=picked(adapted),
+    )
+
+
+# ---- Files and the screen.
+
+
+def table(evaluation: Evaluation) -> str:
+    """The summary as an aligned table: mean and standard deviation over songs."""
+    titles = [f"{d[0].upper()} {m.upper()}" for d in DIMENSIONS for m in METRICS]
+    width = max(len(method) for method in evaluation.summary) + 2
+    lines = ["".ljust(width) + "".join(title.rjust(15) for title in titles)]
+    for method, columns in evaluation.summary.items():
+        cells = [f"{columns[c]['mean']:.3f} ± {columns[c]['sd']:.3f}" for c in COLUMNS]
+        lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
+    return "\n".join(lines)
+
+
+def _plain_cell(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: such ones get an apostrophe in front."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+
+def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
+    """Writes `results.json` and `per_song.csv`, each whole or not at all.
+
+    In the table a name that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    with replacing(directory / "per_song.csv") as temporary:
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, ["method", "annotator", "support", "song", *COLUMNS], lineterminator="\n"
+        )
+        writer.writeheader()
+        names = ("annotator", "support", "song")
+        writer.writerows(
+            row | {name: _plain_cell(row[name]) for name in names} for row in evaluation.rows
+        )
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    with replacing(directory / "results.json") as temporary:
+        values = {
+            "protocol": evaluation.protocol,
+            "task": evaluation.task,
+            "facts": evaluation.facts,
+            "summary": evaluation.summary,
+        }
+        temporary.write_text(json.dumps(values, indent=1) + "\n")

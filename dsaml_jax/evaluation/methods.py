@@ -1,0 +1,250 @@
+"""Ways to predict a trial: constants, a model as it is, and models adapted to each listener."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
+from dsaml_jax.config import MetaConfig
+from dsaml_jax.corpus import DeviceCorpus, gather_windows
+from dsaml_jax.evaluation.trials import Trial
+from dsaml_jax.inference import Variables, song_curve
+from dsaml_jax.meta.adapt import Adapting
+from dsaml_jax.meta.hoisting import hoist
+from dsaml_jax.models.dsaml import DSAML
+
+TASKS_PER_BLOCK = 16
+
+
+def constant(trial: Trial) -> np.ndarray:
+    """The mean of the labels of training, everywhere."""
+    return np.broadcast_to(trial.constant, trial.truth.shape)
+
+
+def support_mean(trial: Trial) -> np.ndarray:
+    """The mean of what the listener drew for the support songs, everywhere."""
+    seen = trial.support_truth.reshape(len(trial.song), -1, 2)  # all support steps in a row
+    return np.broadcast_to(np.nanmean(seen, axis=1)[:, None, None], trial.truth.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvesOfSongs:
+    """One curve for each song of a trial, the same for everybody.
+
+    Attributes:
+      songs: `[k]` sorted.
+      curves: `[k, n, 2]`.
+    """
+
+    songs: np.ndarray
+    curves: np.ndarray
+
+    def of(self, song: np.ndarray) -> np.ndarray:
+        """`[..., n, 2]` of songs `[...]`."""
+        return self.curves[np.searchsorted(self.songs, song)]
+
+
+def curves_of_songs(trial: Trial, model: DSAML, variables: Variables) -> CurvesOfSongs:
+    """A model's curves for every song of a trial, as it is."""
+    songs = trial.songs
+    curves = _curves(model, variables, trial.device, jnp.asarray(songs, jnp.int32), trial.shape)
+    return CurvesOfSongs(songs, np.asarray(curves))
+
+
+def calibrated(trial: Trial, curves: CurvesOfSongs) -> np.ndarray:
+    """Gain and offset of each dimension, by least squares on the support songs of each listener."""
+    truth = trial.support_truth.reshape(len(trial.song), -1, 2)
+    on_support = curves.of(trial.support_songs).reshape(truth.shape)
+    return _calibrate(curves.of(trial.song), on_support, truth)
+
+
+def _calibrate(query: np.ndarray, support: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Least squares `truth = gain * support + offset` per task and dimension, applied to the query.
+
+    Args:
+      query: `[tasks, Q, n, 2]`.
+      support: `[tasks, n, 2]` predictions for the support songs.
+      truth: `[tasks, n, 2]`, NaN where unknown or not shown to adaptation either.
+    """
+    known = np.isfinite(truth)
+    x = np.where(known, support, np.nan)
+    mean_x, mean_y = np.nanmean(x, axis=1), np.nanmean(truth, axis=1)
+    covariance = np.nanmean((x - mean_x[:, None]) * (truth - mean_y[:, None]), axis=1)
+    variance = np.nanmean(np.square(x - mean_x[:, None]), axis=1)
+    gain = np.divide(covariance, variance, out=np.zeros_like(variance), where=variance > 1e-12)
+    return gain[:, None, None] * (query - mean_x[:, None, None]) + mean_y[:, None, None]
+
+
+def adapted(
+    trial: Trial,
+    model: DSAML,
+    config: MetaConfig,
+    variables: Variables,
+    bar: tqdm | None = None,
+) -> np.ndarray:
+    """`[tasks, Q, n, 2]`: curves of each task's query songs after adapting to its support.
+
+    What adaptation does not change is computed once for each song, not for each listener who is asked about it.
+    Tasks go to the device in blocks of one shape, so there is one compilation and `bar` can move.
+    """
+    tasks = trial.listeners
+    songs = np.unique(tasks.query_song)
+    place = np.searchsorted(songs, tasks.query_song)
+    fixed = (model, config, variables, trial.device, trial.shape)
+    known = _known_of_songs(*fixed, jnp.asarray(songs, jnp.int32))
+    count = len(tasks.annotator)
+    block = min(TASKS_PER_BLOCK, count)
+    blocks = []
+    for first in range(0, count, block):
+        rows = np.minimum(np.arange(first, first + block), count - 1)
+        part = {name: getattr(tasks, name)[rows] for name in _USED} | {"place": place[rows]}
+        blocks.append(np.asarray(_adapted_curves(*fixed, known, part)))
+        if bar is not None:
+            bar.update(min(block, count - first))
+    return np.concatenate(blocks)[:count]
+
+
+_USED = ("support", "support_song", "support_window", "query_song")
+
+
+# ---- On the device.
+
+
+def _curve(
+    model: DSAML,
+    variables: Variables,
+    device: DeviceCorpus,
+    song: jax.Array,
+    shape: tuple[int, int],
+) -> jax.Array:
+    """`[n, 2]` of one song of the corpus, by index."""
+    length, slots = shape
+    steps, windows = device.song_steps[song], device.window_count[song]
+    offset = jnp.minimum(jnp.arange(length), steps - 1)
+    slot = jnp.minimum(jnp.arange(slots), windows - 1)
+    return song_curve(
+        model,
+        variables,
+        device.log_mel[device.feature_start[song] + offset].astype(jnp.float32),
+        device.embedding[device.embedding_first[song] + (offset if device.per_step else slot)],
+        device.window_start[device.window_first[song] + slot],
+        steps=steps,
+        windows=windows,
+        per_step=device.per_step,
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "shape"))
+def _curves(
+    model: DSAML,
+    variables: Variables,
+    device: DeviceCorpus,
+    songs: jax.Array,
+    shape: tuple[int, int],
+) -> jax.Array:
+    return jax.lax.map(lambda song: _curve(model, variables, device, song, shape), songs)
+
+
+class _SongSplit:
+    """A song's curve, cut where adaptation begins to matter.
+
+    Attributes:
+      adapting: says which parameters do.
+      rest: `(known, chosen) -> curve`.
+      known: arrays; those that are no song's own, such as frozen parameters, are left out by :meth:`own`.
+    """
+
+    def __init__(
+        self,
+        model: DSAML,
+        config: MetaConfig,
+        variables: Variables,
+        device: DeviceCorpus,
+        shape: tuple[int, int],
+        song: jax.Array,
+    ) -> None:
+        self.adapting = inner_algorithm(config).adapting
+        parts = Adapting(variables["params"], self.adapting)
+
+        def curve(chosen: list[jax.Array]) -> jax.Array:
+            changed = {**variables, "params": parts.merge(chosen)}
+            return _curve(model, changed, device, song, shape)
+
+        self.rest, self.known = hoist(curve, parts.chosen)
+        everywhere = {id(leaf) for leaf in jax.tree.leaves((variables, device))}
+        self._own = [id(array) not in everywhere for array in self.known]
+
+    def own(self) -> list[jax.Array]:
+        """Those of the known arrays that belong to the song."""
+        return [array for array, own in zip(self.known, self._own, strict=True) if own]
+
+    def with_own(self, own: list[jax.Array]) -> list[jax.Array]:
+        """All known arrays, with these for the song's own."""
+        mine = iter(own)
+        return [
+            next(mine) if is_own else array
+            for array, is_own in zip(self.known, self._own, strict=True)
+        ]
+
+
+def _front_end_adapts(config: MetaConfig, variables: Variables) -> bool:
+    """Whether nothing worth keeping is known before adaptation: then each song's own would be its patches."""
+    names = Adapting(variables["params"], inner_algorithm(config).adapting).names
+    return any(name.startswith("spectrogram/") for name in names)
+
+
+@partial(jax.jit, static_argnames=("model", "config", "shape"))
+def _known_of_songs(
+    model: DSAML,
+    config: MetaConfig,
+    variables: Variables,
+    device: DeviceCorpus,
+    shape: tuple[int, int],
+    songs: jax.Array,
+) -> list[jax.Array]:
+    """What of each song's curve does not depend on the listener, `[songs, ...]` each."""
+    if _front_end_adapts(config, variables):
+        return []
+    return jax.lax.map(
+        lambda song: _SongSplit(model, config, variables, device, shape, song).own(), songs
+    )
+
+
+@partial(jax.jit, static_argnames=("model", "config", "shape"))
+def _adapted_curves(
+    model: DSAML,
+    config: MetaConfig,
+    variables: Variables,
+    device: DeviceCorpus,
+    shape: tuple[int, int],
+    known: list[jax.Array],
+    tasks: dict[str, chex.Array],
+) -> jax.Array:
+    """`[tasks, Q, n, 2]`: each task adapts, then predicts its query songs."""
+    split = None
+    if not _front_end_adapts(config, variables):  # of any song: all are cut alike
+        split = _SongSplit(model, config, variables, device, shape, jnp.int32(0))
+
+    def one_task(task: dict[str, chex.Array]) -> jax.Array:
+        support = gather_windows(
+            device, task["support_song"], task["support_window"], task["support"]
+        )
+        adapted = adapt_to_listener(model, config, variables, support)
+
+        def query(which: tuple[jax.Array, jax.Array]) -> jax.Array:
+            song, place = which
+            if split is None:
+                return _curve(model, adapted, device, song, shape)
+            chosen = Adapting(adapted["params"], split.adapting).chosen
+            return split.rest(split.with_own([array[place] for array in known]), chosen)
+
+        return jax.lax.map(query, (task["query_song"], task["place"]))
+
+    return jax.lax.map(one_task, tasks)

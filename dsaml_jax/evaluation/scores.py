@@ -1,0 +1,69 @@
+"""Metrics of many curves at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsaml_jax import metrics
+
+METRICS = ("rmse", "pcc", "ccc")
+DIMENSIONS = ("arousal", "valence")
+COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
+
+Scores = dict[str, np.ndarray]
+"""Column -> the metric of each labelled curve of a trial, `[k]` float64."""
+
+
+@jax.jit
+def _all_scores(prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
+    """Each metric of curves `[..., n, 2]`, NaN targets masked, as `[..., 2]`."""
+    mask = jnp.isfinite(target)
+    p, t, m = (jnp.moveaxis(x, -1, -2) for x in (prediction, target, mask))
+    return {name: getattr(metrics, name)(p, t, m) for name in METRICS}
+
+
+def labelled(truth: np.ndarray) -> np.ndarray:
+    """Which curves `[..., n, 2]` have labels: padding and wholly unlabelled ones are no zero errors."""
+    return np.isfinite(truth).any(axis=-2).all(axis=-1)
+
+
+def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
+    """Every column, of the labelled curves.
+
+    Args:
+      predicted: `[..., n, 2]`.
+      truth: `[..., n, 2]`, NaN where unlabelled.
+
+    Raises:
+      ValueError: a prediction that counts is not finite; its score would be 0, like that of a perfect fit.
+    """
+    kept = labelled(truth)
+    if not np.isfinite(predicted[kept][np.isfinite(truth[kept])]).all():
+        raise ValueError("a prediction is not finite")
+    values = {name: np.asarray(x)[kept] for name, x in _all_scores(predicted, truth).items()}
+    return {
+        f"{dimension}_{name}": values[name][:, i].astype(np.float64)
+        for i, dimension in enumerate(DIMENSIONS)
+        for name in METRICS
+    }
+
+
+def mean_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Mean of each column over the labelled curves, and `score`: the mean of CCC, PCC and 1 - RMSE."""
+    means = {name: float(values.mean()) for name, values in scores(predicted, truth).items()}
+    return {"score": float(np.mean([good(means, d) for d in DIMENSIONS]))} | means
+
+
+def good(columns: dict[str, float], dimension: str) -> float:
+    """Mean of CCC, PCC and 1 - RMSE of a dimension, as in the loss."""
+    ccc, pcc, rmse = (columns[f"{dimension}_{name}"] for name in ("ccc", "pcc", "rmse"))
+    return (ccc + pcc + 1.0 - rmse) / 3.0
+
+
+def better_when(column: str) -> Literal["lower", "higher"]:
+    """Which way a column improves."""
+    return "lower" if column.endswith("rmse") else "higher"
