@@ -118,6 +118,7 @@ class TrainingConfig:
       steps: optimiser steps.
       seed: of the initialisation, the sampler, dropout, and who is held out.
       learning_rate: of Adam.
+      schedule: what becomes of it: `constant`, as published, or `cosine`: falls to 0 at the last step.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 lets them be.
       batch_songs: songs per step of DMER.
       steps_per_dispatch: steps that run on the device as one program; a divisor of `log_every`. More of them spare an
@@ -132,6 +133,7 @@ class TrainingConfig:
     steps: int = 2000
     seed: int = 0
     learning_rate: float = 5e-5
+    schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: float = 0.0
     batch_songs: int = 15
     steps_per_dispatch: int = 1

@@ -50,7 +50,10 @@ donated.
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     """Adam, behind a clip by global norm where one is asked for."""
-    adam = optax.adam(config.learning_rate)
+    rate: optax.ScalarOrSchedule = config.learning_rate
+    if config.schedule == "cosine":
+        rate = optax.cosine_decay_schedule(config.learning_rate, config.steps)
+    adam = optax.adam(rate)
     if not config.clip_norm:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)

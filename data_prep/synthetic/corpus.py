@@ -38,18 +38,20 @@ def write_corpus(
     *,
     songs: int = 200,
     annotators: int = 100,
+    raters: int = RATERS_PER_SONG,
     seed: int = 0,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Composes, renders and rates a corpus, or finds that it is already there.
 
-    About ten annotators rate each song, and every annotator about as many songs as any other.
+    Every annotator rates about as many songs as any other.
 
     Args:
       root: folder to make. It appears complete or not at all.
       songs: ids 1, 2, ...
       annotators: ids `listener000`, ...
+      raters: of each song; no more than there are annotators.
       seed: of everything.
       workers: processes; None takes all cores.
       progress: called with songs done and songs in all.
@@ -60,15 +62,15 @@ def write_corpus(
     Raises:
       DataError: `root` exists and is something else.
     """
-    raters = min(RATERS_PER_SONG, annotators)
+    raters = min(raters, annotators)
     settings = {
         "format": FORMAT, "songs": songs, "annotators": annotators, "seed": seed,
         "raters_per_song": raters,
     }  # fmt: skip
     if not 0 <= seed < 2**32:
         raise DataError(f"seed {seed} is not in [0, 2^32)")
-    if songs < 5 or annotators < 3:
-        raise DataError(f"{songs} songs and {annotators} annotators; 5 and 3 are the least")
+    if songs < 5 or raters < 3:
+        raise DataError(f"{songs} songs with {raters} annotators each; 5 and 3 are the least")
     if (root / MARKER).is_file():
         if json.loads((root / MARKER).read_text()) == settings:
             return root
