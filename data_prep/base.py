@@ -37,6 +37,14 @@ def printable(text: str) -> str:
     )
 
 
+def plain_cell(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: such ones get an apostrophe in front."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+
 @dataclasses.dataclass(frozen=True)
 class Rating:
     """One listener's curves of one song.

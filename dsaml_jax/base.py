@@ -55,10 +55,12 @@ class ModelConfig:
       embedding_width: `E`, width of the global embedding. None means `width`, the case of the
         paper (1024 both), where the embedding is added as it is; another number adds a learned
         projection in front.
-      use_local, use_global: ablations; at least one scale must stay.
+      use_local, use_global: ablations; without both the fused features go to the predictor as they are.
       use_adapter: ablation; without it the global embedding is not read.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
+      squared_error_weight: weight of the mean squared error in the loss; 0 in the paper. Of a listener who cannot
+        be predicted, CCC and PCC would rather see large movements, which costs RMSE.
       activations: what the layers hand on, and the factors of their matrix products. Parameters and
         their gradients, every sum (softmax, LayerNorm, BatchNorm, the state of the LSTM, losses) and
         the model's output are float32 in both cases.
@@ -80,6 +82,7 @@ class ModelConfig:
     diagonal_weight: float = 1.0
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
+    squared_error_weight: float = 0.0
     activations: ActivationType = "float32"
 
     def __post_init__(self) -> None:
@@ -93,8 +96,6 @@ class ModelConfig:
             raise UsageError(
                 f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
-        if not (self.use_local or self.use_global):
-            raise UsageError("model.use_local and model.use_global cannot both be false")
         if self.position not in ("relative_key", "relative_key_query", "absolute"):
             raise UsageError(
                 f"model.position {self.position!r} is none of relative_key, relative_key_query, absolute"

@@ -17,6 +17,7 @@ from data_prep.features import EMBEDDINGS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax import commands
 from dsaml_jax.errors import Interrupted, UsageError
+from experiments import NAMES as EXPERIMENTS
 
 _EPILOG = (
     "Every command: --quiet says nothing, --debug shows tracebacks. '{} --help' explains a command."
@@ -161,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(add)
     _add_checkpoint(add)
     _add_runs(add)
+    _add_experiment(add)
     return parser
 
 
@@ -298,6 +300,23 @@ def _add_runs(add: Add) -> None:
                            "replay: compute a step again whose loss was not finite, from the file it left")  # fmt: skip
     runs.add_argument("path", type=Path, metavar="PATH", nargs="?", default=Path(),
                       help="ls: a folder (default: this one); show: a run; replay: its failures/step-N.safetensors")  # fmt: skip
+
+
+def _add_experiment(add: Add) -> None:
+    experiment = add("experiment", commands.experiment_command, "Run all variants of a table, with statistics and figures",
+                     "Start it again to go on; models and scores that are there are used again, also by other\n"
+                     "experiments with the same --out.", goes_on=True)  # fmt: skip
+    experiment.add_argument("name", choices=tuple(EXPERIMENTS), help="see experiments/README.md")
+    experiment.add_argument("--dataset", choices=("synthetic", "deam", "pmemo"), default="synthetic",
+                            help="synthetic: made here (default)\ndeam, pmemo: prepared by 'dsaml prepare', see --data")  # fmt: skip
+    experiment.add_argument("--data", type=Path, help="folder of prepared data (synthetic: default OUT/data)")  # fmt: skip
+    experiment.add_argument("--out", type=Path, required=True, help="folder for models, tables and figures")  # fmt: skip
+    experiment.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 of training (default: the scale's)")  # fmt: skip
+    size = experiment.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="the smallest that runs: to try it, the numbers mean nothing")  # fmt: skip
+    size.add_argument("--full", action="store_true", help="the published size, for an accelerator (default for deam and pmemo)")  # fmt: skip
+    experiment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                            help="a setting of every model, as for 'dsaml train'")  # fmt: skip
 
 
 def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:

@@ -13,7 +13,9 @@ from dsaml_jax.errors import UsageError
 if TYPE_CHECKING:
     from data_prep.base import AnnotatedCorpus
     from data_prep.features import FeatureConfig
+    from data_prep.shards import Corpus
     from data_prep.writing import Engine
+    from dsaml_jax.experiment import Scale
     from dsaml_jax.progress import Console
 
 
@@ -219,6 +221,71 @@ def evaluate_command(options: argparse.Namespace) -> None:
     console.say(table(evaluation))
     console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
     write_run_report(options.workdir)
+
+
+def experiment_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml experiment`."""
+    import importlib
+
+    from dsaml_jax.experiment import Experiment, Runner, write_outcomes
+    from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
+    from dsaml_jax.progress import Console
+    from experiments import NAMES
+
+    console = Console(options.quiet)
+    scale = QUICK if options.quick else STANDARD
+    if options.full or (options.dataset != "synthetic" and not options.quick):
+        scale = FULL
+    corpus = _corpus_of_experiment(options, scale, console)
+    experiment: Experiment = importlib.import_module(
+        f"experiments.{NAMES[options.name]}"
+    ).experiment()
+    runner = Runner(
+        options.name, experiment, scale, corpus, options.out,
+        seeds=options.seeds or scale.seeds, settings=tuple(options.set), console=console,
+    )  # fmt: skip
+    runner.train_all()
+    outcomes = [runner.judge_all(protocol) for protocol in experiment.protocols]
+    words = ["dsaml", "experiment", options.name, "--dataset", options.dataset]
+    words += ["--seeds", str(runner.seeds), "--out", "OUT"]
+    words += [word for word, given in (("--quick", options.quick), ("--full", options.full)) if given]  # fmt: skip
+    words += [f"--set={setting}" for setting in options.set]
+    page = write_outcomes(runner, outcomes, shlex.join(words))
+    console.say(
+        f"written: {page}, with figures, tables in CSV and LaTeX, and the scores behind them"
+    )
+
+
+def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Console) -> Corpus:
+    """Prepared data; the synthetic corpus is made where there is none."""
+    from data_prep.deam import read_deam
+    from data_prep.features import TINY
+    from data_prep.prepare import prepare
+    from data_prep.shards import read_corpus
+    from data_prep.synthetic import write_corpus
+    from data_prep.synthetic.corpus import PROVENANCE
+
+    if options.data is None and options.dataset != "synthetic":
+        raise UsageError(
+            f"--data is the folder that 'dsaml prepare {options.dataset} --root ... --out DATA' has written"
+        )
+    data = options.data or options.out / "data"
+    if options.data is None:
+        if not scale.songs:
+            raise UsageError(
+                "--full is for prepared data: make it by 'dsaml prepare synthetic', and give it as --data"
+            )
+        with console.counter("composing", "song") as progress:
+            root = write_corpus(
+                options.out / "corpus", songs=scale.songs, annotators=scale.annotators,
+                raters=scale.raters, progress=progress,
+            )  # fmt: skip
+        annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
+        prepare(annotated, data, TINY, display=console.counter)
+    corpus = read_corpus(data)
+    if corpus.name != options.dataset:
+        raise UsageError(f"{data} holds {corpus.name}, not {options.dataset}")
+    return corpus
 
 
 def personalize_command(options: argparse.Namespace) -> None:

@@ -218,7 +218,9 @@ def _pictures(
             f"Last layer, mean over heads, song {shown.song}. The local pass sees {context.local_context} steps "
             f"to each side and is pulled towards its diagonal ({context.local_diagonal}); the global pass sees "
             f"{context.global_context} and is pushed away from it ({context.global_diagonal}).",
-            figures.attention_maps(np.asarray(out.attention[0]), ("local", "global")),
+            figures.attention_maps(
+                np.asarray(out.attention[0]), ("local", "global"), context.diagonal_targets
+            ),
         ),
         Picture(
             "Learning: what listeners agree on",

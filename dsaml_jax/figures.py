@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from data_prep.base import replacing
 from data_prep.figures import COLORS, STYLE, any_glyphs, name_corners, set_name
 from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
+SERIES = (
+    ("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#009e73", "^", "-."), ("#cc79a7", "D", ":"),
+    ("#e69f00", "v", "-"), ("#56b4e9", "P", "--"), ("#111827", "X", "-."), ("#6b7280", "*", ":"),
+)  # fmt: skip
+"""Color (Okabe and Ito's, told apart by everybody), marker and line, so that print without color tells them apart."""
 
 
 def song_curve(curve: np.ndarray, title: str) -> Figure:
@@ -69,23 +76,146 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         return figure
 
 
-def attention_maps(attention: np.ndarray, titles: tuple[str, ...]) -> Figure:
-    """Last layer's maps, averaged over heads.
+def plane_paths(shown: ListenerCurves) -> Figure:
+    """One plane per listener: the path they drew, and the model's before and after adapting."""
+    people = len(shown.annotators)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(2.3 * people, 4.6), 2.9), layout="constrained")
+        axes = figure.subplots(1, people, sharex=True, sharey=True, squeeze=False)[0]
+        for axis, person, *curves in zip(
+            axes, shown.annotators, shown.truth, shown.unadapted, shown.adapted, strict=True
+        ):
+            set_name(axis, person, fontsize=9)
+            for curve, color, label in zip(
+                curves,
+                (TRUTH, UNADAPTED, ADAPTED),
+                ("annotated", "unadapted", "adapted on one other song"),
+                strict=True,
+            ):
+                axis.plot(curve[:, 1], curve[:, 0], color=color, label=label, linewidth=1.0)
+                axis.plot(curve[-1:, 1], curve[-1:, 0], "o", color=color, markersize=4)
+            axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xlabel="valence", aspect="equal")
+            name_corners(axis)
+        axes[0].set_ylabel("arousal")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+
+def attention_maps(
+    attention: np.ndarray, titles: tuple[str, ...], targets: tuple[float, ...] = ()
+) -> Figure:
+    """Last layer's maps, averaged over heads, and below them what each step keeps for itself.
 
     Args:
       attention: `[S, L, H, T, T]` of one window.
       titles: S of them.
+      targets: of the diagonal attention loss, S of them; empty where it was off.
     """
     with rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(figsize=(3.6 * len(titles), 3.2), layout="constrained")
-        axes = figure.subplots(1, len(titles), squeeze=False)[0]
-        for axis, maps, title in zip(axes, attention, titles, strict=True):
-            extent = (0.0, maps.shape[-1] / STEPS_PER_SECOND) * 2
-            image = axis.imshow(
-                maps[-1].mean(axis=0), cmap="magma", origin="lower", extent=extent, vmin=0.0
+        figure = Figure(figsize=(3.6 * len(titles), 4.2), layout="constrained")
+        axes = figure.subplots(2, len(titles), squeeze=False, height_ratios=(3.0, 1.0))
+        seconds = attention.shape[-1] / STEPS_PER_SECOND
+        for place, (maps, title) in enumerate(zip(attention, titles, strict=True)):
+            above, below = axes[:, place]
+            mean = maps[-1].mean(axis=0)
+            image = above.imshow(
+                mean, cmap="magma", origin="lower", extent=(0.0, seconds) * 2, vmin=0.0
             )
-            axis.set(xlabel="attends to [s]", ylabel="step [s]", title=title)
-            figure.colorbar(image, ax=axis)
+            above.set(xlabel="attends to [s]", ylabel="step [s]", title=title)
+            figure.colorbar(image, ax=above)
+            time = (np.arange(len(mean)) + 0.5) / STEPS_PER_SECOND
+            below.plot(time, np.diagonal(mean), color=ADAPTED, label="diagonal")
+            if targets:
+                below.axhline(targets[place], color=TRUTH, linestyle=":", label="its target")
+            below.set(xlabel="step [s]", ylim=(0.0, 1.0), xlim=(0.0, seconds))
+            below.legend(frameon=False, fontsize=7, loc="center right")
+        return figure
+
+
+def before_and_after(before: np.ndarray, after: np.ndarray, title: str) -> Figure:
+    """Each listener's error before adapting and after, sorted by what they gained.
+
+    Args:
+      before: `[A]` RMSE.
+      after: likewise.
+      title: above the figure.
+    """
+    order = np.argsort(after - before)
+    place = np.arange(len(order))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+        errors, gains = figure.subplots(1, 2, width_ratios=(2.0, 1.0))
+        errors.vlines(place, before[order], after[order], color="#6b7280", linewidth=0.9)
+        errors.plot(place, before[order], "o", color=UNADAPTED, markersize=4, label="unadapted")
+        errors.plot(place, after[order], "^", color=ADAPTED, markersize=4, label="adapted")
+        errors.set(xlabel="listener, by gain", ylabel="RMSE", xticks=[])
+        errors.set_title(title, loc="left")
+        errors.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+        gains.hist(after - before, bins=20, color=ADAPTED)
+        gains.axvline(0.0, color=TRUTH, linewidth=1.0)
+        better = float(np.mean(after < before))
+        gains.set(xlabel="change of RMSE", ylabel="listeners", title=f"{better:.0%} gain")
+        return figure
+
+
+def series(
+    lines: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    horizontal: dict[str, float] | None = None,
+    categories: tuple[str, ...] = (),
+) -> Figure:
+    """Several lines with bands.
+
+    Args:
+      lines: label -> positions, means, half widths of the band; `[k]` each.
+      x: below.
+      y: beside.
+      title: above.
+      horizontal: label -> height of a line across.
+      categories: names of the positions 0, 1, ...
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for (label, (at, mean, spread)), (color, marker, line) in zip(
+            lines.items(), SERIES * 9, strict=False
+        ):
+            axis.plot(
+                at, mean, color=color, marker=marker, linestyle=line, label=label, markersize=4
+            )
+            axis.fill_between(
+                at, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0
+            )
+        for label, height in (horizontal or {}).items():
+            axis.axhline(height, color="#6b7280", linewidth=1.0, linestyle=(0, (1, 2)), label=label)
+        axis.set(xlabel=x, ylabel=y)
+        axis.set_title(title, loc="left")
+        if categories:
+            axis.set_xticks(range(len(categories)), categories)
+        figure.legend(loc="outside right upper", frameon=False)
+        return figure
+
+
+def spread(values: dict[str, np.ndarray], x: str) -> Figure:
+    """A box for each name: median, middle half, and the rest as points.
+
+    Args:
+      values: name -> `[k]`.
+      x: below.
+    """
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.8 + 0.32 * len(values)), layout="constrained")
+        axis = figure.subplots()
+        axis.boxplot(
+            list(values.values())[::-1], orientation="horizontal", flierprops={"markersize": 3},
+            medianprops={"color": ADAPTED, "linewidth": 2.0},
+        )  # fmt: skip
+        axis.set_yticks(range(1, len(values) + 1), list(values)[::-1])
+        axis.set(xlabel=x)
         return figure
 
 
@@ -107,6 +237,21 @@ def learning_curve(lines: list[dict[str, Any]], title: str) -> Figure:
         if norms:
             gradient.set_yscale("log")
         return figure
+
+
+def write_vector(figure: Figure, path: Path) -> None:
+    """Writes `path` with the endings `.svg` and `.pdf`, the same bytes every time."""
+    nothing = {
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
+    for kind, metadata in nothing.items():
+        with (
+            replacing(path.with_name(f"{path.name}.{kind}")) as temporary,
+            rc_context(STYLE | {"pdf.fonttype": 42}),
+            any_glyphs(),
+        ):
+            figure.savefig(temporary, format=kind, metadata=metadata)
 
 
 def to_svg(figure: Figure) -> str:

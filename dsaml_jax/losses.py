@@ -20,7 +20,7 @@ def dsaml_loss(
     config: ModelConfig,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, Terms]:
-    """`1 - score + diagonal_weight * diagonal attention loss`.
+    """`1 - score + diagonal_weight * diagonal attention loss + squared_error_weight * squared error`.
 
     The score is the mean over {arousal, valence} of (CCC, PCC, 1 - RMSE), each per sample over `T`
     and averaged over the samples that have a labelled step.
@@ -29,12 +29,12 @@ def dsaml_loss(
       out: the model's output for `B` windows.
       arousal: `[B, T]` labels; may be NaN where masked.
       valence: `[B, T]` likewise.
-      config: which scales exist, and the diagonal loss's targets and weight.
+      config: which scales exist, the diagonal loss's targets, and the weights.
       mask: `[B, T]` bool, the steps that count; None counts all.
 
     Returns:
       the scalar loss, and its terms: `arousal_ccc`, `arousal_pcc`, `arousal_rmse`, the same of
-      valence, `score`, `score_loss`, `attention_loss`, `total_loss`.
+      valence, `score`, `score_loss`, `attention_loss`, `squared_error` where it counts, `total_loss`.
     """
     chex.assert_equal_shape([out.arousal, out.valence, arousal, valence])
     chex.assert_rank(arousal, 2)
@@ -57,6 +57,9 @@ def dsaml_loss(
     terms["score_loss"] = 1.0 - terms["score"]
     terms["attention_loss"] = diagonal_attention_loss(out.attention, config, mask)
     terms["total_loss"] = terms["score_loss"] + config.diagonal_weight * terms["attention_loss"]
+    if config.squared_error_weight:
+        terms["squared_error"] = squared_error(out, arousal, valence, mask)
+        terms["total_loss"] += config.squared_error_weight * terms["squared_error"]
     return terms["total_loss"], terms
 
 

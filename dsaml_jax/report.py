@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import jax
@@ -36,10 +37,33 @@ def environment() -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "processor": _processor(),
         "cores": str(cores),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": versions,
     }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the source tree this runs from, `+` where files differ; empty where it is no checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        done = [
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10.0)
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done[0].stdout.strip() + ("+" if done[1].stdout.strip() else "")
 
 
 def write_report(

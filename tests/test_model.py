@@ -80,7 +80,12 @@ def test_embedding_of_another_width(data):
 
 @pytest.mark.parametrize(
     ("change", "scales"),
-    [({"use_local": False}, 1), ({"use_global": False}, 1), ({"use_adapter": False}, 2)],
+    [
+        ({"use_local": False}, 1),
+        ({"use_global": False}, 1),
+        ({"use_adapter": False}, 2),
+        ({"use_local": False, "use_global": False}, 0),
+    ],
 )
 def test_ablations(data, change, scales):
     config = dataclasses.replace(CONFIG, **change)
@@ -202,7 +207,7 @@ def test_full_size_has_the_published_number_of_parameters():
 @pytest.mark.parametrize(
     "settings",
     [{"width": 10}, {"position": "rotary"}, {"dropout": 1.0},
-     {"use_local": False, "use_global": False}, {"num_heads": 0}, {"num_layers": 0},
+     {"num_heads": 0}, {"num_layers": 0},
      {"local_context": -1}],
 )  # fmt: skip
 def test_bad_configurations(settings):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.base import replacing
+from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.corpus import require_same_corpus
@@ -225,14 +225,6 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _plain_cell(name: str) -> str:
-    """A name that no spreadsheet takes for a formula: such ones get an apostrophe in front."""
-    return f"'{name}" if name.startswith(_FORMULA) else name
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # noqa: RUF001
-
-
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Writes `results.json` and `per_song.csv`, each whole or not at all.
 
@@ -246,7 +238,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
         writer.writeheader()
         names = ("annotator", "support", "song")
         writer.writerows(
-            row | {name: _plain_cell(row[name]) for name in names} for row in evaluation.rows
+            row | {name: plain_cell(row[name]) for name in names} for row in evaluation.rows
         )
         temporary.write_text(text.getvalue(), encoding="utf-8")
     with replacing(directory / "results.json") as temporary:

@@ -93,8 +93,15 @@ class DSAML(nn.Module):
     ) -> ModelOutput:
         """Everything behind the front end: `[B, T, features]` to curves and attention."""
         fused = self.adapter(self._rounded(features), self._rounded(global_embedding))
-        scales, attention = self.encoder(fused, deterministic=not train, present=present)
-        mixed = self._rounded(nn.sigmoid(widened(scales).sum(axis=0)))
+        if self.config.contexts:
+            scales, attention = self.encoder(fused, deterministic=not train, present=present)
+            summed = widened(scales).sum(axis=0)
+        else:  # the ablation of all attention
+            batch, steps, _ = fused.shape
+            summed = widened(fused)
+            maps = (batch, 0, self.config.num_layers, self.config.num_heads, steps, steps)
+            attention = jnp.zeros(maps, summed.dtype)
+        mixed = self._rounded(nn.sigmoid(summed))
         curves = self.predictor(mixed, deterministic=not train, present=present)
         return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1], attention=attention)
 

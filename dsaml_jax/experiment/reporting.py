@@ -1,0 +1,91 @@
+"""What an experiment leaves: a page of Markdown, tables for programs and papers, figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from data_prep.base import replacing
+from dsaml_jax.evaluation.trials import Protocol
+from dsaml_jax.experiment.base import Outcome
+from dsaml_jax.experiment.figures import draw
+from dsaml_jax.experiment.running import Runner
+from dsaml_jax.experiment.tables import (
+    differences_table,
+    pairs,
+    scores_table,
+    to_markdown,
+    unit_of,
+    write_tables,
+)
+from dsaml_jax.figures import write_vector
+
+PROTOCOLS: dict[Protocol, str] = {
+    "clean": "Protocol clean: songs and listeners unseen in training; adapt on other songs of the listener.",
+    "reference": "Protocol reference: as published; adapt on the first 30 s of the very song that is asked about.",
+}
+
+
+def write_outcomes(runner: Runner, outcomes: list[Outcome], command: str) -> Path:
+    """Writes everything an experiment has found, and returns the page.
+
+    Args:
+      runner: that ran it.
+      outcomes: one for each protocol; figures are of the first.
+      command: that ran it, for the page.
+    """
+    experiment, folder = runner.experiment, runner.folder
+    lines = [f"# {experiment.title}", "", experiment.claim, "", f"Command: `{command}`", ""]
+    for outcome in outcomes:
+        write_tables(outcome, folder / outcome.protocol)
+        lines += _of_protocol(outcome)
+    lines += ["## Figures", ""]
+    for name in experiment.figures:
+        for file, picture in draw(name, runner, outcomes[0]).items():
+            write_vector(picture.figure, folder / "figures" / file)
+            lines += [f"![{picture.title}](figures/{file}.svg)", "", f"*{picture.title}.* {picture.caption}", ""]  # fmt: skip
+    lines += ["## What was run", ""]
+    lines += [f"- {name}: {value}" for name, value in outcomes[0].facts.items()]
+    lines += [f"- training {name}: {_described(runner, name)}" for name in experiment.trainings]
+    page = folder / "table.md"
+    with replacing(page) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return page
+
+
+def _of_protocol(outcome: Outcome) -> list[str]:
+    unit = unit_of(outcome)
+    seeds = max(len(judged) for judged in outcome.judged.values())
+    lines = [f"## {'Scores' if unit == 'song' else PROTOCOLS[outcome.protocol]}", ""]
+    lines += [to_markdown(scores_table(outcome)), ""]
+    spread = f", then mean ± standard deviation over {seeds} seeds of training" if seeds > 1 else ""
+    lines += [f"Mean over curves{spread}.", ""]
+    for what, compared in pairs(outcome).items():
+        lines += [f"### {what[0].upper()}{what[1:]}", ""]
+        lines += [to_markdown(differences_table(outcome, compared)), ""]
+        lines += [
+            f"Mean of arousal and valence; differences paired by {unit}, with bootstrap 95 % intervals over {unit}s. "
+            "Bold: the first is better and the interval excludes zero.",
+            "",
+        ]
+    chosen = {
+        name: [", ".join(one.chosen) or "no change" for one in judged]
+        for name, judged in outcome.judged.items()
+        if outcome.experiment.methods[name].choices
+    }
+    lines += [f"- {name}: the validation part chose {'; '.join(settings)}" for name, settings in chosen.items()]  # fmt: skip
+    return [*lines, ""] if chosen else lines
+
+
+def _described(runner: Runner, name: str) -> str:
+    """A training in a line: what was set, how long it took."""
+    training = runner.experiment.trainings[name]
+    scale = runner.scale.dmer if training.task == "dmer" else runner.scale.pdmer
+    parts = [training.task, *scale, *training.settings, *runner.settings]
+    if training.start:
+        parts.append(f"from {training.start}")
+    model = runner.model(name, 0)
+    parts.append(f"{model.info.config.training.steps} steps, best at {model.step} (seed 0)")
+    size = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
+    return ", ".join([*parts, f"{size:,} parameters"])

@@ -1,0 +1,273 @@
+"""Trains what an experiment compares and judges it; what is there already is used again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_prep.base import replacing
+from data_prep.plain import parse_json
+from data_prep.shards import Corpus
+from dsaml_jax.checkpoints import LoadedModel, load_model
+from dsaml_jax.config import MetaConfig, RunConfig, preset, with_settings
+from dsaml_jax.corpus import identity
+from dsaml_jax.errors import UsageError
+from dsaml_jax.evaluation import COLUMNS, Trial, agreed_trial, listener_trial, mean_scores, methods
+from dsaml_jax.evaluation.scores import scores
+from dsaml_jax.evaluation.trials import PartName, Protocol
+from dsaml_jax.experiment.base import (
+    Experiment,
+    Judged,
+    Method,
+    Outcome,
+    Scale,
+    Settings,
+    Training,
+)
+from dsaml_jax.experiment.ridge import ridge_curves
+from dsaml_jax.progress import Console
+from dsaml_jax.report import commit, environment
+from dsaml_jax.runs import read_status
+from dsaml_jax.training import train
+
+VALIDATION_SUPPORTS = 4
+"""Tasks of each validation annotator in a choice of settings."""
+
+
+class Runner:
+    """One experiment on one corpus, in one folder.
+
+    Runs are in `runs/TRAINING/seedN`, so that experiments in the same folder share them; scores are in
+    `EXPERIMENT/scores`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        experiment: Experiment,
+        scale: Scale,
+        corpus: Corpus,
+        out: Path,
+        *,
+        seeds: int,
+        settings: Settings = (),
+        console: Console | None = None,
+    ) -> None:
+        """Checks the plan; nothing is run yet.
+
+        Args:
+          name: of the experiment.
+          experiment: what to run.
+          scale: how large.
+          corpus: on what.
+          out: folder of all experiments on this corpus.
+          seeds: 0, 1, ... of training.
+          settings: of every model, on top of all others.
+          console: where progress goes.
+
+        Raises:
+          UsageError: settings that are none, or a corpus without annotators for a PDMER experiment.
+        """
+        self.experiment, self.scale, self.corpus, self.out = experiment, scale, corpus, out
+        self.folder = out / name
+        self.seeds, self.settings = seeds, settings
+        self.console = console or Console(quiet=True)
+        self._trials: dict[tuple[PartName, Protocol, int], Trial] = {}
+        for name_of_training, training in experiment.trainings.items():
+            if training.as_long_as is None:
+                self.config(name_of_training, 0)
+        if not len(corpus.rating_song) and any(
+            training.task == "pdmer" for training in experiment.trainings.values()
+        ):
+            raise UsageError(
+                f"{corpus.name} has mean curves only; {name} needs annotations by each rater "
+                "(deam, synthetic, or a folder of your own)"
+            )
+
+    # ---- Models.
+
+    def run_folder(self, training: str, seed: int) -> Path:
+        """Where a model is trained."""
+        return self.out / "runs" / training.replace(" ", "-") / f"seed{seed}"
+
+    def config(self, name: str, seed: int) -> RunConfig:
+        """Configuration of a training."""
+        training = self.experiment.trainings[name]
+        common = self.scale.dmer if training.task == "dmer" else self.scale.pdmer
+        own = [f"training.task={training.task}", f"training.seed={seed}"]
+        if training.start:
+            own.append(f"training.init_from={self.run_folder(training.start, seed)}")
+        config = with_settings(
+            preset(self.scale.preset), [*common, *training.settings, *self.settings, *own]
+        )
+        if training.as_long_as is not None:
+            steps = self._steps_in_the_time_of(*training.as_long_as, config)
+            config = with_settings(config, [f"training.steps={steps}"])
+        return config
+
+    def _steps_in_the_time_of(self, mine: str, other: str, config: RunConfig) -> int:
+        """Measured once, with seed 0, and kept: a run that goes on needs the steps it began with."""
+        path = self.folder / "pace.json"
+        kept: dict[str, int] = parse_json(path.read_text()) if path.is_file() else {}
+        key = f"{mine} in the time of {other}"
+        if key not in kept:
+            seconds_per_step = {}
+            for name in (mine, other):
+                status = read_status(self.run_folder(name, 0))
+                if status is None or not status.steps_per_second:
+                    raise UsageError(f"{self.run_folder(name, 0)} has not told its pace; remove it")
+                seconds_per_step[name] = 1.0 / status.steps_per_second
+            every = config.training.validate_every
+            fitting = self.config(other, 0).training.steps * (
+                seconds_per_step[other] / seconds_per_step[mine]
+            )
+            kept[key] = max(every, round(fitting / every) * every)
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(kept, indent=1) + "\n")
+        return kept[key]
+
+    def train_all(self) -> None:
+        """Trains every model with every seed, in order; finished ones are left as they are."""
+        for seed in range(self.seeds):
+            for name, training in self.experiment.trainings.items():
+                self._train(name, training, seed)
+
+    def _train(self, name: str, training: Training, seed: int) -> None:
+        workdir = self.run_folder(name, seed)
+        self.console.say(f"[seed {seed}] {training.task.upper()}: {name}, in {workdir}")
+        train(self.config(name, seed), self.corpus, workdir, self.console)
+
+    def model(self, training: str, seed: int) -> LoadedModel:
+        """A trained model, by its best checkpoint on validation."""
+        return load_model(self.run_folder(training, seed))
+
+    # ---- Scores.
+
+    def trial(self, part: PartName, protocol: Protocol, shots: int) -> Trial:
+        """What is asked; every method is asked about the same songs."""
+        key = part, protocol, shots
+        if key not in self._trials:
+            most = self.experiment.shots
+            if self.experiment.task == "dmer":
+                self._trials[key] = agreed_trial(self.corpus, part)
+            elif shots < most:
+                self._trials[key] = self.trial(part, protocol, most).with_shots(shots)
+            else:
+                supports = self.scale.supports if part == "test" else VALIDATION_SUPPORTS
+                self._trials[key] = listener_trial(
+                    self.corpus, part, protocol=protocol, shots=shots, supports=supports
+                )
+        return self._trials[key]
+
+    def judge_all(self, protocol: Protocol) -> Outcome:
+        """Scores of every method on the test part."""
+        judged: dict[str, list[Judged]] = {}
+        for name, method in self.experiment.methods.items():
+            seeds = range(self.seeds) if method.training else range(1)
+            judged[name] = [self._judge(name, method, protocol, seed) for seed in seeds]
+        trial = self.trial("test", protocol, 1)
+        facts = {
+            "corpus": f"{self.corpus.name}, {len(self.corpus.song_ids)} songs",
+            "features": self.corpus.features.name,
+            "global embedding": self.corpus.features.embedding,
+            "scale": f"{self.scale.name}, preset {self.scale.preset}",
+            "seeds": str(self.seeds),
+            "test songs": str(len(np.unique(trial.song))),
+        }
+        if trial.tasks is not None:
+            facts["test annotators"] = str(len(np.unique(trial.tasks.annotator)))
+            facts["tasks"] = str(len(trial.tasks.annotator))
+        here = commit()
+        if here:
+            facts["commit"] = here
+        return Outcome(self.experiment, protocol, judged, facts | environment())
+
+    def _judge(self, name: str, method: Method, protocol: Protocol, seed: int) -> Judged:
+        """From the file of an earlier start, where that was made of the same."""
+        model = self.model(method.training, seed) if method.training else None
+        made_of = self._made_of(method, protocol, model)
+        path = self.folder / "scores" / f"{protocol}-{_slug(name)}-seed{seed}.npz"
+        trial = self.trial("test", protocol, method.shots)
+        if path.is_file():
+            with np.load(path) as stored:
+                if str(stored["made_of"]) == made_of:
+                    columns = {column: stored[column] for column in COLUMNS}
+                    return Judged(trial.labels(), columns, tuple(stored["chosen"].tolist()))
+        self.console.say(f"[seed {seed}] judging: {name}")
+        chosen = self._choose(method, protocol, model, seed) if method.choices else ()
+        judged = Judged(
+            trial.labels(),
+            scores(self.predict(trial, method, model, chosen), trial.truth),
+            chosen,
+        )
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            named: dict[str, Any] = {"made_of": made_of, "chosen": np.array(chosen, dtype=str)}
+            np.savez_compressed(file, **(named | judged.scores))
+        return judged
+
+    def _made_of(self, method: Method, protocol: Protocol, model: LoadedModel | None) -> str:
+        """Digest of all that a score depends on."""
+        parts: Mapping[str, Any] = {
+            "corpus": identity(self.corpus),
+            "method": dataclasses.asdict(method),
+            "trial": [protocol, self.scale.supports, self.scale.choices, self.experiment.shots],
+            "model": None
+            if model is None
+            else [dataclasses.asdict(model.info.config), model.step, _weights_digest(model)],
+        }
+        text = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def meta_config(self, model: LoadedModel, settings: Settings) -> MetaConfig:
+        """How a model adapts: as it was trained to, but for these settings."""
+        return with_settings(model.info.config, settings).meta
+
+    def _choose(
+        self, method: Method, protocol: Protocol, model: LoadedModel | None, seed: int
+    ) -> Settings:
+        """The choice with the best score on the validation part."""
+        trial = self.trial("validation", protocol, method.shots)
+
+        def score(choice: Settings) -> float:
+            return mean_scores(self.predict(trial, method, model, choice), trial.truth)["score"]
+
+        best = max(method.choices[: self.scale.choices], key=score)
+        self.console.say(f"[seed {seed}] validation chooses {', '.join(best) or 'no change'}")
+        return best
+
+    def predict(
+        self, trial: Trial, method: Method, model: LoadedModel | None, chosen: Settings = ()
+    ) -> np.ndarray:
+        """Curves of a method, `[..., n, 2]`."""
+        if method.kind == "constant":
+            return methods.constant(trial)
+        if method.kind == "support mean":
+            return methods.support_mean(trial)
+        if method.kind == "ridge":
+            return ridge_curves(trial, self.trial("validation", "clean", 1))
+        assert model is not None
+        if method.kind == "adapted":
+            config = self.meta_config(model, (*method.settings, *chosen))
+            return methods.adapted(trial, model.model, config, model.variables)
+        curves = methods.curves_of_songs(trial, model.model, model.variables)
+        if method.kind == "affine":
+            return methods.calibrated(trial, curves)
+        return curves.of(trial.song)
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
+def _weights_digest(model: LoadedModel) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model.variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

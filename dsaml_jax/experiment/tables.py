@@ -1,0 +1,206 @@
+"""An outcome as Markdown, CSV and LaTeX, with every annotator's and every song's scores."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.base import plain_cell, replacing
+from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, Scores, better_when
+from dsaml_jax.experiment.base import Judged, Outcome
+from dsaml_jax.experiment.statistics import Difference, by_unit, paired_difference
+
+COMPARED = METRICS + COLUMNS
+"""Columns of differences: each metric as the mean of arousal and valence, and then each by itself."""
+
+
+def all_columns(scores: Scores) -> Scores:
+    """The columns, and each metric as the mean of arousal and valence."""
+    means = {
+        metric: np.mean([scores[f"{dimension}_{metric}"] for dimension in DIMENSIONS], axis=0)
+        for metric in METRICS
+    }
+    return means | scores
+
+
+def over_seeds(judged: Sequence[Judged], column: str) -> tuple[float, float]:
+    """Mean and standard deviation over seeds of the mean over curves."""
+    means = [float(all_columns(one.scores)[column].mean()) for one in judged]
+    return float(np.mean(means)), float(np.std(means))
+
+
+def unit_scores(judged: Sequence[Judged], column: str, unit: str) -> dict[str, float]:
+    """Mean of a column for each annotator or song, over curves and seeds."""
+    per_seed = [
+        by_unit([label[unit] for label in one.labels], all_columns(one.scores)[column])
+        for one in judged
+    ]
+    values = np.mean([means for _, means in per_seed], axis=0)
+    return dict(zip(per_seed[0][0], values.tolist(), strict=True))
+
+
+def unit_of(outcome: Outcome) -> str:
+    """What is drawn again in the intervals: annotators, or songs where there are none."""
+    return "annotator" if outcome.experiment.task == "pdmer" else "song"
+
+
+def difference(outcome: Outcome, column: str, ours: str, theirs: str) -> Difference:
+    """One method minus another."""
+    unit = unit_of(outcome)
+    first, second = (unit_scores(outcome.judged[name], column, unit) for name in (ours, theirs))
+    return paired_difference(
+        np.array(list(first.values())),
+        np.array([second[name] for name in first]),
+        lower_is_better=better_when(column) == "lower",
+    )
+
+
+def pairs(outcome: Outcome) -> dict[str, dict[str, tuple[str, str]]]:
+    """Comparisons of an experiment: what the table says -> row -> (one method, the method it is compared to)."""
+    experiment = outcome.experiment
+    names = list(outcome.judged)
+    tables = {
+        f"each minus {experiment.against}": {
+            name: (name, experiment.against) for name in names if name != experiment.against
+        }
+    }
+    if experiment.subject:
+        tables[f"{experiment.subject} minus each"] = {
+            name: (experiment.subject, name) for name in names if name != experiment.subject
+        }
+    return tables
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cells as text; `marked` ones are `(row, column)` that are better beyond doubt."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    marked: frozenset[tuple[int, int]] = frozenset()
+
+
+def scores_table(outcome: Outcome) -> Table:
+    """Mean ± sd over seeds of every column."""
+    titles = tuple(f"{d} {m.upper()}" for d in DIMENSIONS for m in METRICS)
+    rows = []
+    for method, judged in outcome.judged.items():
+        cells = []
+        for column in COLUMNS:
+            mean, spread = over_seeds(judged, column)
+            cells.append(f"{mean:.3f} ± {spread:.3f}" if len(judged) > 1 else f"{mean:.3f}")
+        rows.append((method, *cells))
+    return Table(("method", *titles), tuple(rows))
+
+
+def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) -> Table:
+    """Paired differences with their intervals; marked where the first is better and the interval excludes zero."""
+    unit = unit_of(outcome)
+    header = ["method"]
+    for metric in METRICS:
+        header += [metric.upper(), f"{unit}s better/worse"]
+    rows, marked = [], set()
+    for number, (name, (ours, theirs)) in enumerate(compared.items()):
+        cells = [name]
+        for metric in METRICS:
+            one = difference(outcome, metric, ours, theirs)
+            if one.verdict == "better":
+                marked.add((number, len(cells)))
+            interval = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
+            cells += [interval, f"{one.better}/{one.worse}"]
+        rows.append(tuple(cells))
+    return Table(tuple(header), tuple(rows), frozenset(marked))
+
+
+def to_markdown(table: Table) -> str:
+    """A table for a page; marked cells are bold."""
+    lines = ["| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
+    for number, row in enumerate(table.rows):
+        cells = [
+            f"**{cell}**" if (number, place) in table.marked else cell.replace("|", "\\|")
+            for place, cell in enumerate(row)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "±": r"$\pm$", "$": r"\$", "{": r"\{",
+          "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+          "\\": r"\textbackslash{}", "+": "$+$", "−": "$-$", "-": "$-$"}  # noqa: RUF001  # fmt: skip
+
+
+def _latex(text: str, *, numbers: bool) -> str:
+    kept = "" if numbers else "+-"
+    return "".join(letter if letter in kept else _LATEX.get(letter, letter) for letter in text)
+
+
+def to_latex(table: Table, caption: str) -> str:
+    """A `tabular` with the rules of the package booktabs; marked cells are bold."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(caption, numbers=False)}}}",
+             rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\toprule",
+             " & ".join(_latex(cell, numbers=False) for cell in table.header) + r" \\", r"\midrule"]  # fmt: skip
+    for number, row in enumerate(table.rows):
+        cells = []
+        for place, cell in enumerate(row):
+            text = _latex(cell, numbers=place > 0)
+            cells.append(rf"\textbf{{{text}}}" if (number, place) in table.marked else text)
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+# ---- Files.
+
+
+def write_tables(outcome: Outcome, folder: Path) -> None:
+    """Writes `table.csv`, `table.tex`, `per_annotator.csv` (PDMER) and `per_song.csv`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "table.csv", _csv(_CSV_HEADER, _csv_rows(outcome)))
+    title = outcome.experiment.title
+    tables = [to_latex(scores_table(outcome), f"{title}: mean ± sd over seeds")]
+    for what, compared in pairs(outcome).items():
+        caption = f"{title}: {what}, 95 % intervals"
+        tables.append(to_latex(differences_table(outcome, compared), caption))
+    _write(folder / "table.tex", "\n".join(tables))
+    units = ["annotator", "song"] if unit_of(outcome) == "annotator" else ["song"]
+    for unit in units:
+        _write(folder / f"per_{unit}.csv", _csv(("method", "seed", unit, *COLUMNS), _per_unit(outcome, unit)))  # fmt: skip
+
+
+_CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
+
+
+def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
+    for column in COMPARED:
+        for method, judged in outcome.judged.items():
+            mean, spread = over_seeds(judged, column)
+            yield method, column, f"{mean:.6f}", f"{spread:.6f}", "", "", "", "", "", ""
+        for compared in pairs(outcome).values():
+            for ours, theirs in compared.values():
+                one = difference(outcome, column, ours, theirs)
+                numbers = (f"{value:.6f}" for value in (one.mean, one.low, one.high))
+                yield ours, column, "", "", theirs, *numbers, one.better, one.worse
+
+
+def _per_unit(outcome: Outcome, unit: str) -> Iterable[tuple[object, ...]]:
+    for method, judged in outcome.judged.items():
+        for seed, one in enumerate(judged):
+            columns = {column: unit_scores([one], column, unit) for column in COLUMNS}
+            for name in columns[COLUMNS[0]]:
+                values = (f"{columns[column][name]:.6f}" for column in COLUMNS)
+                yield method, seed, plain_cell(name), *values
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,29 @@
+"""What a task is: an annotator, a random mixture, or nothing."""
+
+from dsaml_jax.experiment import Experiment, Method
+from experiments.pdmer import TRAININGS
+
+
+def experiment() -> Experiment:
+    """Annotator tasks against random tasks and against training on the mean alone.
+
+    Claim: only with annotators as tasks does meta-training learn what adapting to a listener needs.
+    Command: `dsaml experiment tasks --dataset synthetic --out experiments_out`
+    """
+    return Experiment(
+        title="Annotator tasks",
+        claim="The same meta-training with one annotator per task, with tasks that mix annotators, and none at all; "
+        "all adapted in the same way.",
+        task="pdmer",
+        trainings=TRAININGS,
+        methods={
+            "mean only": Method("unadapted", "DMER"),
+            "mean only, adapted": Method("adapted", "DMER"),
+            "random tasks": Method("unadapted", "MAML, random tasks"),
+            "random tasks, adapted": Method("adapted", "MAML, random tasks"),
+            "annotator tasks": Method("unadapted", "MAML"),
+            "annotator tasks, adapted": Method("adapted", "MAML"),
+        },
+        against="annotator tasks, adapted",
+        figures=("learning", "spread"),
+    )
