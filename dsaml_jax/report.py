@@ -59,11 +59,20 @@ def commit() -> str:
     try:
         done = [
             subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10.0)
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+            for words in (
+                [
+                    "ls-files",
+                    "--error-unmatch",
+                    __file__,
+                ],  # no file of the repository it was installed in
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "-uno"],
+            )
         ]
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done[0].stdout.strip() + ("+" if done[1].stdout.strip() else "")
+    _, head, changed = (one.stdout.strip() for one in done)
+    return head + ("+" if changed else "")
 
 
 def write_report(
