@@ -202,12 +202,14 @@ PRESETS: dict[str, RunConfig] = {
     "default": RunConfig(
         model=ModelConfig(dropout=0.1),
         meta=_OURS,
-        training=TrainingConfig(learning_rate=1e-4),
+        training=TrainingConfig(learning_rate=1e-4, schedule="cosine"),
     ),
     "tiny": RunConfig(
         model=ModelConfig(width=64, num_heads=4, num_layers=1, ffn_width=128, dropout=0.0),
         meta=dataclasses.replace(_OURS, tasks=8, query_songs=4, algorithm="maml"),
-        training=TrainingConfig(steps=400, learning_rate=1e-3, validate_every=50),
+        training=TrainingConfig(
+            steps=400, learning_rate=1e-3, schedule="cosine", validate_every=50
+        ),
     ),
 }
 """`reference`: the published settings. `default`: the same network with what we found to adapt better.

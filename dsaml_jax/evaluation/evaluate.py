@@ -138,7 +138,7 @@ def _evaluate_pdmer(
     predicted["MAML adapted"] = after_adapting(run)
     facts = {
         "annotators": len(np.unique(tasks.annotator)),
-        "songs": len(np.unique(trial.song)),
+        "songs": len(trial.asked),
         "tasks": len(tasks.annotator),
         "inner_steps": config.steps,
         "checkpoint_step": run.step,

@@ -47,7 +47,7 @@ class CurvesOfSongs:
     curves: np.ndarray
 
     def of(self, song: np.ndarray) -> np.ndarray:
-        """`[..., n, 2]` of songs `[...]`."""
+        """`[..., n, 2]` of songs `[...]`; where 0 pads, any curve."""
         return self.curves[np.searchsorted(self.songs, song)]
 
 
@@ -95,8 +95,8 @@ def adapted(
     Tasks go to the device in blocks of one shape, so there is one compilation and `bar` can move.
     """
     tasks = trial.listeners
-    songs = np.unique(tasks.query_song)
-    place = np.searchsorted(songs, tasks.query_song)
+    songs = trial.asked
+    place = np.searchsorted(songs, tasks.query_song)  # 0 where padded
     fixed = (model, config, variables, trial.device, trial.shape)
     known = _known_of_songs(*fixed, jnp.asarray(songs, jnp.int32))
     count = len(tasks.annotator)

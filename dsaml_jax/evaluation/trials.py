@@ -58,11 +58,16 @@ class Trial:
         return self.tasks
 
     @property
+    def asked(self) -> np.ndarray:
+        """Every song that is asked about, each once, sorted; what pads is no song."""
+        return np.unique(self.song if self.tasks is None else self.song[self.tasks.query >= 0])
+
+    @property
     def songs(self) -> np.ndarray:
-        """Every song that is asked or adapted to, each once, sorted."""
+        """Every song that is asked about or adapted to, each once, sorted."""
         if self.tasks is None:
-            return np.unique(self.song)
-        return np.union1d(self.song, self.tasks.support_song)
+            return self.asked
+        return np.union1d(self.asked, self.support_songs)
 
     @property
     def support_songs(self) -> np.ndarray:

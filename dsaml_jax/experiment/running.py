@@ -179,7 +179,7 @@ class Runner:
             "global embedding": self.corpus.features.embedding,
             "scale": f"{self.scale.name}, preset {self.scale.preset}",
             "seeds": str(self.seeds),
-            "test songs": str(len(np.unique(trial.song))),
+            "test songs": str(len(trial.asked)),
         }
         if trial.tasks is not None:
             facts["test annotators"] = str(len(np.unique(trial.tasks.annotator)))

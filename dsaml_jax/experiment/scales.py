@@ -25,7 +25,7 @@ STANDARD = Scale(
     songs=1000,
     annotators=300,
     raters=60,
-    dmer=("training.steps=800", "training.validate_every=100"),
+    dmer=("training.steps=600", "training.validate_every=100"),
     pdmer=("training.steps=300", "training.validate_every=50", "training.learning_rate=5e-4",
            "training.validation_tasks=96"),
     supports=8,

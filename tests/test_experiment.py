@@ -1,0 +1,297 @@
+"""Experiments: statistics against known cases, tables, figures, and a whole experiment that is resumed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_prep.shards import read_corpus
+from dsaml_jax import UsageError
+from dsaml_jax.cli import main
+from dsaml_jax.corpus import held_out
+from dsaml_jax.evaluation import COLUMNS, agreed_trial, mean_scores
+from dsaml_jax.experiment import Experiment, Judged, Method, Outcome, Runner, Training
+from dsaml_jax.experiment.ridge import ridge_curves
+from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
+from dsaml_jax.experiment.statistics import by_unit, paired_difference
+from dsaml_jax.experiment.tables import (
+    difference,
+    differences_table,
+    pairs,
+    scores_table,
+    to_latex,
+    to_markdown,
+    write_tables,
+)
+from experiments import NAMES
+from tests.conftest import SMALL_MODEL
+
+# ---- Statistics.
+
+
+def test_means_of_units_count_each_unit_once():
+    names, means = by_unit(["b", "a", "b", "b"], np.array([1.0, 5.0, 2.0, 3.0]))
+    assert names == ["a", "b"]
+    np.testing.assert_allclose(means, [5.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("shift", "lower_is_better", "verdict"),
+    [(1.0, False, "better"), (1.0, True, "worse"), (-1.0, True, "better"), (0.0, True, "")],
+)
+def test_only_an_interval_without_zero_is_a_verdict(shift, lower_is_better, verdict):
+    random = np.random.RandomState(0)
+    theirs = random.randn(40)
+    noise = random.randn(40)
+    ours = theirs + noise - noise.mean() + shift
+    found = paired_difference(ours, theirs, lower_is_better=lower_is_better)
+    assert found.verdict == verdict
+    assert found.mean == pytest.approx(shift) and found.low < found.mean < found.high
+    gains = (ours < theirs) if lower_is_better else (ours > theirs)
+    assert (found.better, found.worse) == (gains.sum(), 40 - gains.sum())
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    random = np.random.RandomState(1)
+    held = 0
+    for _ in range(200):
+        found = paired_difference(random.randn(30) + 0.3, np.zeros(30), lower_is_better=False)
+        held += found.low <= 0.3 <= found.high
+    assert 178 <= held <= 198  # 95 %, give or take what 200 trials and 30 units do
+
+
+def test_equal_methods_differ_by_nothing():
+    found = paired_difference(np.ones(5), np.ones(5), lower_is_better=True)
+    assert (found.mean, found.low, found.high, found.better, found.worse) == (0, 0, 0, 0, 0)
+    assert found.verdict == ""
+    # A constant difference has no spread to draw from, and needs none.
+    assert paired_difference(np.ones(5), np.zeros(5), lower_is_better=False).verdict == "better"
+    with pytest.raises(ValueError, match="paired units"):
+        paired_difference(np.ones(3), np.ones(4), lower_is_better=True)
+    with pytest.raises(ValueError, match="paired units"):
+        paired_difference(np.ones(1), np.ones(1), lower_is_better=True)
+
+
+# ---- Tables.
+
+
+def judged(value, people=("=cmd()", "b", "c")):
+    labels = [{"annotator": who, "support": "s", "song": song} for who in people for song in "xy"]
+    values = value + 0.1 * np.arange(len(labels))
+    return Judged(labels, {column: values.astype(float) for column in COLUMNS})
+
+
+@pytest.fixture
+def outcome():
+    experiment = Experiment(
+        title="50 % of A_B",
+        claim="",
+        task="pdmer",
+        trainings={},
+        methods={name: Method("constant") for name in ("low", "base", "top|pipe")},
+        against="base",
+        subject="top|pipe",
+    )
+    scores = {
+        "low": [judged(0.0), judged(0.2)],
+        "base": [judged(1.0), judged(1.2)],
+        "top|pipe": [judged(2.0)],
+    }
+    return Outcome(experiment, "clean", scores, {})
+
+
+def test_tables_say_what_was_measured(outcome):
+    table = scores_table(outcome)
+    assert table.rows[0][:2] == ("low", "0.350 ± 0.100") and table.rows[2][1] == "2.250"
+    compared = pairs(outcome)
+    assert list(compared) == ["each minus base", "top|pipe minus each"]
+    assert difference(outcome, "ccc", "low", "base").mean == pytest.approx(-1.0)
+    first = differences_table(outcome, compared["each minus base"])
+    assert [row[0] for row in first.rows] == ["low", "top|pipe"]
+    marked = {(first.rows[row][0], first.header[column]) for row, column in first.marked}
+    assert marked == {("low", "RMSE"), ("top|pipe", "PCC"), ("top|pipe", "CCC")}
+    text = to_markdown(first)
+    assert "**-1.0000 [-1.0000, -1.0000]**" in text and r"top\|pipe" in text and "3/0" in text
+
+
+def test_latex_takes_any_name(outcome):
+    text = to_latex(scores_table(outcome), "50 % of A_B ± sd")
+    assert r"\caption{50 \% of A\_B $\pm$ sd}" in text
+    assert text.count(r"\\") == 4 and text.count("&") == 6 * 4
+
+
+def test_files(outcome, tmp_path):
+    write_tables(outcome, tmp_path)
+    with (tmp_path / "per_annotator.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 * 3 and rows[0]["annotator"] == "'=cmd()"
+    assert float(rows[0]["arousal_ccc"]) == pytest.approx(0.05)
+    with (tmp_path / "per_song.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 5 * 2
+    with (tmp_path / "table.csv").open() as file:
+        values = list(csv.DictReader(file))
+    assert len(values) == 9 * (3 + 2 + 2)
+    assert {row["minus"] for row in values} == {"", "base", "low"}
+
+
+# ---- The experiments.
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scale", [QUICK, STANDARD, FULL])
+def test_every_experiment_is_well_formed(small_data, tmp_path, name, scale):
+    import importlib
+
+    experiment = importlib.import_module(f"experiments.{NAMES[name]}").experiment()
+    runner = Runner(name, experiment, scale, read_corpus(small_data[1]), tmp_path, seeds=1)
+    assert {experiment.against, experiment.subject or experiment.against} <= set(experiment.methods)
+    seen = set()
+    for key, training in experiment.trainings.items():
+        assert not training.start or training.start in seen
+        assert training.as_long_as is None or set(training.as_long_as) <= seen
+        seen.add(key)
+        if training.as_long_as is None:
+            assert runner.config(key, 0).training.task == training.task
+    for method in experiment.methods.values():
+        assert (method.kind in ("constant", "support mean", "ridge")) == (not method.training)
+        assert not method.training or method.training in seen
+    assert not list(tmp_path.iterdir())
+
+
+def test_ridge_beats_the_constant(small_data):
+    corpus = read_corpus(small_data[1])
+    trial, validation = agreed_trial(corpus, "test"), agreed_trial(corpus, "validation")
+    curves = ridge_curves(trial, validation)
+    constant = np.broadcast_to(trial.constant, trial.truth.shape)
+    assert mean_scores(curves, trial.truth)["score"] > mean_scores(constant, trial.truth)["score"]
+    # Nothing of the test songs is learned from.
+    corpus.mean[np.isin(np.repeat(np.arange(30), corpus.song_steps), trial.songs)] += 0.5
+    np.testing.assert_array_equal(ridge_curves(trial, validation), curves)
+
+
+SETTINGS = [f"--set={setting}" for setting in SMALL_MODEL]
+
+
+@pytest.fixture(scope="module")
+def quick(small_data, tmp_path_factory):
+    """`dsaml experiment pdmer --quick`, on the small corpus and model that other tests have compiled for."""
+    out = tmp_path_factory.mktemp("experiment")
+    arguments = ["experiment", "pdmer", "--dataset", "synthetic", "--quick", "--quiet", *SETTINGS,
+                 "--data", str(small_data[1]), "--out", str(out)]  # fmt: skip
+    assert main(arguments) == 0
+    return out, arguments
+
+
+def test_a_quick_experiment(quick):
+    out, _ = quick
+    folder = out / "pdmer"
+    page = (folder / "table.md").read_text()
+    for word in ("MAML adapted", "DMER + affine", "reference settings", "random tasks", "seeds: 1",
+                 "the validation part chose", "Protocol reference", "--quick"):  # fmt: skip
+        assert word in page
+    for protocol in ("clean", "reference"):
+        names = {path.name for path in (folder / protocol).iterdir()}
+        assert names == {"table.csv", "table.tex", "per_annotator.csv", "per_song.csv"}
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    linked = {word.split(")")[0] for word in page.split("](figures/")[1:]}
+    assert linked == {name for name in drawn if name.endswith(".svg")} and len(linked) == 9
+    assert {name[:-4] for name in linked} == {n[:-4] for n in drawn if n.endswith(".pdf")}
+
+
+def test_it_uses_again_what_is_there(quick, monkeypatch):
+    out, arguments = quick
+    before = {p: p.read_bytes() for p in (out / "pdmer").rglob("*") if p.is_file()}
+    calls = []
+    monkeypatch.setattr(Runner, "predict", lambda *args: calls.append(args))
+    monkeypatch.setattr("dsaml_jax.experiment.reporting.draw", lambda *_: {})
+    assert main(arguments) == 0
+    assert not calls
+    for path, content in before.items():
+        if path.name != "table.md":
+            assert path.read_bytes() == content, path
+
+
+def test_figures_are_the_same_bytes_every_time(quick):
+    out, arguments = quick
+    before = {p: p.read_bytes() for p in (out / "pdmer" / "figures").iterdir()}
+    assert main(arguments) == 0
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_other_experiments_share_its_models(quick, small_data, capsys):
+    out, arguments = quick
+    assert main([word for word in arguments if word != "--quiet"] + []) == 0
+    stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("metrics.jsonl")}
+    assert main([word.replace("pdmer", "tasks") if word == "pdmer" else word for word in arguments]) == 0  # fmt: skip
+    assert {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("metrics.jsonl")} == stamps
+    page = (out / "tasks" / "table.md").read_text()
+    assert "mean only, adapted" in page and "Each minus annotator tasks, adapted" in page
+
+
+def test_a_changed_setting_is_refused(quick, capsys):
+    _, arguments = quick
+    assert main([*arguments, "--set=meta.steps=1"]) == 2
+    assert "meta.steps: 2 -> 1" in capsys.readouterr().err
+
+
+def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
+    out, _ = quick
+    experiment = Experiment(
+        "x", "", "pdmer",
+        {"MAML": Training("pdmer"), "DMER": Training("dmer"), "timed": Training("pdmer", (), "DMER", ("MAML", "DMER"))},
+        {"MAML": Method("unadapted", "MAML")}, against="MAML",
+    )  # fmt: skip
+    corpus = read_corpus(small_data[1])
+    runner = Runner("time", experiment, QUICK, corpus, out, seeds=1, settings=SMALL_MODEL)
+    steps = runner.config("timed", 0).training.steps
+    assert steps % 4 == 0 and steps >= 4  # a whole number of validations
+    (out / "runs" / "DMER" / "seed0" / "status.json").rename(out / "gone")
+    assert runner.config("timed", 0).training.steps == steps  # measured once
+    (out / "gone").rename(out / "runs" / "DMER" / "seed0" / "status.json")
+
+
+def test_choices_are_made_on_validation_only(small_data, quick, monkeypatch):
+    out, _ = quick
+    import experiments.pdmer
+
+    experiment = experiments.pdmer.experiment()
+    corpus = read_corpus(small_data[1])
+    runner = Runner("pdmer", experiment, QUICK, corpus, out, seeds=1, settings=SMALL_MODEL)
+    asked = []
+    original = Runner.predict
+
+    def watched(self, trial, *rest):
+        asked.append(set(trial.songs.tolist()))
+        return original(self, trial, *rest)
+
+    monkeypatch.setattr(Runner, "predict", watched)
+    model = runner.model("DMER", 0)
+    runner._choose(experiment.methods["DMER fine-tuned"], "clean", model, 0)
+    assert asked and set.union(*asked) <= set(held_out(corpus)["validation"].songs.tolist())
+
+
+def test_bad_requests(small_data, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["experiment", "dmer", "--dataset", "deam", *out]) == 2
+    assert "dsaml prepare deam" in capsys.readouterr().err
+    assert main(["experiment", "dmer", "--full", *out]) == 2
+    assert "--data" in capsys.readouterr().err
+    data = ["--data", str(small_data[1]), "--quick", *out]
+    assert main(["experiment", "dmer", "--dataset", "deam", *data]) == 2
+    assert "holds synthetic" in capsys.readouterr().err
+    assert main(["experiment", "dmer", *data, "--set=model.depth=3"]) == 2
+    assert "unknown setting" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mean_curves_alone_make_no_listeners(small_data, tmp_path):
+    import experiments.pdmer
+
+    corpus = read_corpus(small_data[1])
+    nobody = np.zeros(0, np.int32)
+    alone = dataclasses.replace(corpus, rating_song=nobody, rating_annotator=nobody)
+    with pytest.raises(UsageError, match="mean curves only"):
+        Runner("pdmer", experiments.pdmer.experiment(), QUICK, alone, tmp_path, seeds=1)
