@@ -117,7 +117,7 @@ def support_loss(model: DSAML, config: MetaConfig, batch_stats: PyTree) -> LossF
 
 
 def query_loss(
-    model: DSAML, batch_stats: PyTree, *, batch_norm: bool
+    model: DSAML, batch_stats: PyTree, *, batch_norm: bool, squared_error_weight: float = 0.0
 ) -> Callable[..., tuple[jax.Array, tuple[Terms, PyTree]]]:
     """Outer loss `(params, batch, key=None) -> (scalar, (terms, running statistics))`."""
 
@@ -126,8 +126,9 @@ def query_loss(
     ) -> tuple[jax.Array, tuple[Terms, PyTree]]:
         out, stats = apply_batch(model, params, batch_stats, batch, key=key, batch_norm=batch_norm)
         value, terms = losses.dsaml_loss(
-            out, batch.arousal, batch.valence, config=model.config, mask=batch.labelled
-        )
+            out, batch.arousal, batch.valence, config=model.config, mask=batch.labelled,
+            squared_error_weight=squared_error_weight,
+        )  # fmt: skip
         return value, (terms, stats)
 
     return loss

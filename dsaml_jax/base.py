@@ -59,8 +59,6 @@ class ModelConfig:
       use_adapter: ablation; without it the global embedding is not read.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
-      squared_error_weight: weight of the mean squared error in the loss; 0 in the paper. Of a listener who cannot
-        be predicted, CCC and PCC would rather see large movements, which costs RMSE.
       activations: what the layers hand on, and the factors of their matrix products. Parameters and
         their gradients, every sum (softmax, LayerNorm, BatchNorm, the state of the LSTM, losses) and
         the model's output are float32 in both cases.
@@ -82,7 +80,6 @@ class ModelConfig:
     diagonal_weight: float = 1.0
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
-    squared_error_weight: float = 0.0
     activations: ActivationType = "float32"
 
     def __post_init__(self) -> None:

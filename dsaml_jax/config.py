@@ -65,6 +65,8 @@ class MetaConfig:
       min_songs: annotators with fewer songs make no tasks; at least `support_songs + 1`.
       inner_loss: `dsaml`, the loss of the paper, or `squared_error`, which is bounded where the
         paper's grows without limit (see `dsaml_jax.losses.squared_error`).
+      squared_error_weight: of the mean squared error in the *outer* loss; 0 in the paper. Where listeners cannot be
+        predicted, CCC and PCC would rather see large movements, which costs RMSE.
       batch_norm: statistics that normalise while adapting and in the meta-step: `batch`, as in the
         reference, or `running`, the ones that are also used for prediction. Running statistics follow
         the query batches in both cases.
@@ -87,6 +89,7 @@ class MetaConfig:
     query_songs: int = 15
     min_songs: int = 16
     inner_loss: Literal["dsaml", "squared_error"] = "dsaml"
+    squared_error_weight: float = 0.0
     batch_norm: Literal["batch", "running"] = "batch"
     task_kind: Literal["annotator", "random"] = "annotator"
 
@@ -105,6 +108,8 @@ class MetaConfig:
             raise UsageError("maml++ needs meta.steps of 1 or more")
         _check_rate("meta.learning_rate", self.learning_rate)
         _check_rate("meta.proximal", self.proximal)
+        if not 0.0 <= self.squared_error_weight < math.inf:
+            raise UsageError("meta.squared_error_weight must be 0 or more")
         if self.min_songs <= self.support_songs:
             raise UsageError("meta.min_songs must be more than meta.support_songs")
 
@@ -190,10 +195,11 @@ class RunConfig:
 
 _OURS = MetaConfig(
     steps=3,
-    learning_rate=0.01,
-    adapts="predictor/out",
+    learning_rate=0.017,
+    adapts="predictor/out/bias",
     min_songs=4,
     inner_loss="squared_error",
+    squared_error_weight=0.5,
     batch_norm="running",
 )
 

@@ -19,6 +19,7 @@ def dsaml_loss(
     *,
     config: ModelConfig,
     mask: jax.Array | None = None,
+    squared_error_weight: float = 0.0,
 ) -> tuple[jax.Array, Terms]:
     """`1 - score + diagonal_weight * diagonal attention loss + squared_error_weight * squared error`.
 
@@ -29,8 +30,9 @@ def dsaml_loss(
       out: the model's output for `B` windows.
       arousal: `[B, T]` labels; may be NaN where masked.
       valence: `[B, T]` likewise.
-      config: which scales exist, the diagonal loss's targets, and the weights.
+      config: which scales exist, and the diagonal loss's targets and weight.
       mask: `[B, T]` bool, the steps that count; None counts all.
+      squared_error_weight: what :func:`squared_error` counts; 0 in the paper.
 
     Returns:
       the scalar loss, and its terms: `arousal_ccc`, `arousal_pcc`, `arousal_rmse`, the same of
@@ -57,9 +59,9 @@ def dsaml_loss(
     terms["score_loss"] = 1.0 - terms["score"]
     terms["attention_loss"] = diagonal_attention_loss(out.attention, config, mask)
     terms["total_loss"] = terms["score_loss"] + config.diagonal_weight * terms["attention_loss"]
-    if config.squared_error_weight:
+    if squared_error_weight:
         terms["squared_error"] = squared_error(out, arousal, valence, mask)
-        terms["total_loss"] += config.squared_error_weight * terms["squared_error"]
+        terms["total_loss"] += squared_error_weight * terms["squared_error"]
     return terms["total_loss"], terms
 
 

@@ -117,7 +117,14 @@ def make_pdmer_step(
             (tasks.support_song, tasks.support_window, tasks.support),
             (tasks.query_song, tasks.query_window, tasks.query),
             algorithm=algorithm,
-            query_loss_fn=gathering(query_loss(model, state.batch_stats, batch_norm=by_batch)),
+            query_loss_fn=gathering(
+                query_loss(
+                    model,
+                    state.batch_stats,
+                    batch_norm=by_batch,
+                    squared_error_weight=config.meta.squared_error_weight,
+                )  # fmt: skip
+            ),
             has_aux=True,
             key=key if dropout else None,
             step=index,

@@ -8,13 +8,20 @@ REFERENCE = (
 )  # fmt: skip
 """How the published implementation adapts (`--preset reference`), on the model of this scale."""
 
+RATES = {
+    "predictor/out/bias": (0.017, 0.05, 0.08),
+    "predictor/out": (0.003, 0.01, 0.03),
+    "all": (0.003,),
+}
 FINE_TUNING = tuple(
-    (f"meta.adapts={adapts}", f"meta.learning_rate={rate}", f"meta.steps={steps}", "meta.algorithm=fomaml")
-    for adapts in ("predictor/out", "all")
-    for steps in (3,)
-    for rate in (0.003, 0.01, 0.03)
-)  # fmt: skip
-"""What the validation part may choose from for the DMER model that is merely fine-tuned."""
+    (f"meta.adapts={adapts}", f"meta.learning_rate={rate}")
+    for adapts, rates in RATES.items()
+    for rate in rates
+)
+"""What the validation part may choose from for the DMER model that is merely fine-tuned, by three steps."""
+
+BOLDER = tuple((f"meta.learning_rate={rate}",) for rate in (0.017, 0.03, 0.05, 0.08))
+"""The same for MAML: larger steps gain more in the mean, for fewer listeners."""
 
 TRAININGS = {
     "DMER": Training("dmer"),
@@ -46,6 +53,7 @@ def experiment() -> Experiment:
             "reference settings, adapted": Method("adapted", "reference settings"),
             "random tasks, adapted": Method("adapted", "MAML, random tasks"),
             "MAML unadapted": Method("unadapted", "MAML"),
+            "MAML adapted, bolder": Method("adapted", "MAML", choices=BOLDER),
             "MAML adapted": Method("adapted", "MAML"),
         },
         against="MAML unadapted",

@@ -185,3 +185,17 @@ def test_squared_error_by_hand():
     for side in (gradient.arousal, gradient.valence):
         assert np.isfinite(side).all() and not np.asarray(side)[~mask].any()
     assert loss(out, jnp.zeros((3, 7), bool)) == 0.0
+
+
+def test_squared_error_counts_as_much_as_it_is_told():
+    random = np.random.RandomState(3)
+    out, (arousal, valence) = make_output(2, 5), jnp.asarray(random.randn(2, 2, 5), jnp.float32)
+    mask = jnp.asarray(random.rand(2, 5) > 0.3)
+    plain, terms = losses.dsaml_loss(out, arousal, valence, config=CONFIG, mask=mask)
+    assert "squared_error" not in terms
+    more, terms = losses.dsaml_loss(
+        out, arousal, valence, config=CONFIG, mask=mask, squared_error_weight=0.5
+    )
+    want = losses.squared_error(out, arousal, valence, mask)
+    assert float(more - plain) == pytest.approx(0.5 * float(want), abs=1e-6)
+    assert float(terms["squared_error"]) == float(want)

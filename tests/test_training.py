@@ -112,7 +112,7 @@ def test_variants_run(corpus, tmp_path, change):
 
 
 def test_learned_rates_are_kept_and_used(corpus, tmp_path):
-    config = settings("training.steps=4", "meta.algorithm=meta-sgd")
+    config = settings("training.steps=4", "meta.algorithm=meta-sgd", "meta.adapts=predictor/out")
     train(config, corpus, tmp_path / "run")
     loaded = checkpoints.load_model(tmp_path / "run")
     rates, rate = loaded.variables["rates"], config.meta.learning_rate

@@ -24,6 +24,7 @@ class Scale:
       songs, annotators, raters: of the synthetic corpus; `raters` is per song.
       dmer, pdmer: settings of every model of that task.
       supports: tasks of each test annotator, at most.
+      tasks: cap on the tasks of a trial of the protocol `reference`, which has one for every rating.
       choices: most choices of a method that are tried on the validation part.
       seeds: of training, where the command does not say.
     """
@@ -36,6 +37,7 @@ class Scale:
     dmer: Settings = ()
     pdmer: Settings = ()
     supports: int = 16
+    tasks: int | None = None
     choices: int = 100
     seeds: int = 3
 

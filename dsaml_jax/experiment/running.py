@@ -37,7 +37,7 @@ from dsaml_jax.report import commit, environment
 from dsaml_jax.runs import read_status
 from dsaml_jax.training import train
 
-VALIDATION_SUPPORTS = 4
+VALIDATION_SUPPORTS = 2
 """Tasks of each validation annotator in a choice of settings."""
 
 
@@ -160,10 +160,11 @@ class Runner:
             elif shots < most:
                 self._trials[key] = self.trial(part, protocol, most).with_shots(shots)
             else:
-                supports = self.scale.supports if part == "test" else VALIDATION_SUPPORTS
                 self._trials[key] = listener_trial(
-                    self.corpus, part, protocol=protocol, shots=shots, supports=supports
-                )
+                    self.corpus, part, protocol=protocol, shots=shots,
+                    supports=self.scale.supports if part == "test" else VALIDATION_SUPPORTS,
+                    most=self.scale.tasks if protocol == "reference" else None,
+                )  # fmt: skip
         return self._trials[key]
 
     def judge_all(self, protocol: Protocol) -> Outcome:
@@ -217,7 +218,7 @@ class Runner:
         parts: Mapping[str, Any] = {
             "corpus": identity(self.corpus),
             "method": dataclasses.asdict(method),
-            "trial": [protocol, self.scale.supports, self.scale.choices, self.experiment.shots],
+            "trial": [protocol, dataclasses.asdict(self.scale), self.experiment.shots],
             "model": None
             if model is None
             else [dataclasses.asdict(model.info.config), model.step, _weights_digest(model)],

@@ -14,6 +14,7 @@ QUICK = Scale(
     pdmer=("training.steps=4", "training.validate_every=2", "training.log_every=2",
            "training.validation_tasks=4", "meta.tasks=2", "meta.query_songs=2"),
     supports=2,
+    tasks=10,
     choices=2,
     seeds=1,
 )  # fmt: skip
@@ -26,9 +27,10 @@ STANDARD = Scale(
     annotators=300,
     raters=60,
     dmer=("training.steps=600", "training.validate_every=100"),
-    pdmer=("training.steps=300", "training.validate_every=50", "training.learning_rate=5e-4",
-           "training.validation_tasks=96"),
-    supports=8,
+    pdmer=("training.steps=150", "training.validate_every=25", "training.log_every=5",
+           "training.learning_rate=5e-4", "training.validation_tasks=96"),
+    supports=6,
+    tasks=300,
     seeds=3,
 )  # fmt: skip
 """The synthetic corpus at a size that two cores manage."""
