@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,9 @@ FLAT_CURVE_SD = 0.01
 
 MIN_COMMON_STEPS = 20
 """Steps that raters must share for their agreement to mean anything: 10 s."""
+
+MOVES_SD = 1e-6
+"""Standard deviation above which a trace moves."""
 
 
 def cronbach_alpha(traces: np.ndarray) -> float:
@@ -52,14 +54,21 @@ def pairwise_correlation(traces: np.ndarray) -> float:
     Returns:
       in [-1, 1]; NaN where no two raters that move share :data:`MIN_COMMON_STEPS`.
     """
-    pairs = []
-    for one, other in itertools.combinations(traces.astype(np.float64), 2):
-        both = np.isfinite(one) & np.isfinite(other)
-        x, y = one[both], other[both]
-        if len(x) >= MIN_COMMON_STEPS and min(x.std(), y.std()) > 1e-9:
-            x, y = x - x.mean(), y - y.mean()
-            pairs.append(float(x @ y / math.sqrt((x @ x) * (y @ y))))
-    return sum(pairs) / len(pairs) if pairs else math.nan
+    # All pairs at once: of n raters there are n^2 / 2, and a corpus has thousands of songs.
+    known = np.isfinite(traces)
+    x = np.where(known, traces, 0.0).astype(np.float64)
+    x = np.where(known, x - x.sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1), 0.0)  # fmt: skip
+    shared = known.astype(np.float64)
+    count = shared @ shared.T  # [k, k] steps that both have
+    total = x @ shared.T  # of the first, over those
+    safe = np.maximum(count, 1.0)
+    squares = np.square(x) @ shared.T - np.square(total) / safe
+    products = x @ x.T - total * total.T / safe
+    moves = squares > safe * np.square(MOVES_SD)
+    pair = np.triu(moves & moves.T & (count >= MIN_COMMON_STEPS), 1)
+    if not pair.any():
+        return math.nan
+    return float(np.mean(products[pair] / np.sqrt(squares[pair] * squares.T[pair])))
 
 
 def rater_spread(traces: np.ndarray) -> float:
