@@ -30,4 +30,4 @@ def experiment() -> Experiment:
 
 
 def _name(shots: int, steps: int) -> str:
-    return f"{shots} shot{'s' if shots > 1 else ''}, {steps} steps"
+    return f"{shots} shot{'s' if shots > 1 else ''}, {steps} step{'' if steps == 1 else 's'}"
