@@ -15,6 +15,8 @@ from scipy import stats
 
 RESAMPLES = 9999
 LEVEL = 0.95
+NO_DIFFERENCE = 1e-6
+"""Two scores this close are equal: what is between them is rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,5 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, lower_is_better: 
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
     gain = -difference if lower_is_better else difference
-    return Difference(
-        mean, low, high, int((gain > 0.0).sum()), int((gain < 0.0).sum()), lower_is_better
-    )
+    better, worse = (int((side > NO_DIFFERENCE).sum()) for side in (gain, -gain))
+    return Difference(mean, low, high, better, worse, lower_is_better)
