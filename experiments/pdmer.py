@@ -35,7 +35,12 @@ def experiment() -> Experiment:
     """Predicts what a listener hears in songs they have not annotated, from one song they have.
 
     Claim: MAML, adapted, beats every baseline. The reference's way of adapting stays in the table.
-    Command: `dsaml experiment pdmer --dataset synthetic --out experiments_out`
+    Command: `dsaml experiment pdmer --dataset synthetic --seeds 2 --out experiments_out`
+    Result (clean, 60 listeners, 2 seeds, sd over seeds 0.004 in CCC and 0.002 in RMSE): adapting gains +0.0026 CCC [+0.0018, +0.0036]
+      for 49 of them and -0.0055 RMSE [-0.0071, -0.0042] for 53. Adapted MAML beats every baseline in CCC but one: the same
+      training with random tasks, which is 0.0017 better. In RMSE it is level with DMER fine-tuned with larger steps. The
+      reference's settings lose by adapting. Under the protocol `reference` gain and offset of the very song beat everything.
+    Time: 35 minutes on two cores that did other work beside it (AMD EPYC), half of that for the reference's settings.
     """
     return Experiment(
         title="PDMER: one annotated song",

@@ -8,7 +8,11 @@ def experiment() -> Experiment:
     """Annotator tasks against random tasks and against training on the mean alone.
 
     Claim: only with annotators as tasks does meta-training learn what adapting to a listener needs.
-    Command: `dsaml experiment tasks --dataset synthetic --out experiments_out`
+    Command: `dsaml experiment tasks --dataset synthetic --seeds 2 --out experiments_out`
+    Result (2 seeds): not so here. Meta-training beats the mean alone (CCC +0.005, RMSE -0.006 after adapting), but random tasks do as
+      well as annotators (CCC +0.0017 better, RMSE 0.0006 better): where only offsets adapt, by steps of a fixed size, there is nothing about
+      adapting to learn, and what is learned is a better model for everybody.
+    Time: 2 minutes, once `pdmer` has trained the models.
     """
     return Experiment(
         title="Annotator tasks",
