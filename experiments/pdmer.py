@@ -40,7 +40,7 @@ def experiment() -> Experiment:
       for 49 of them and -0.0055 RMSE [-0.0071, -0.0042] for 53. Adapted MAML beats every baseline in CCC but one: the same
       training with random tasks, which is 0.0017 better. In RMSE it is level with DMER fine-tuned with larger steps. The
       reference's settings lose by adapting. Under the protocol `reference` gain and offset of the very song beat everything.
-    Time: 35 minutes on two cores that did other work beside it (AMD EPYC), half of that for the reference's settings.
+    Time: 31 minutes on two cores that did other work beside it (AMD EPYC), half of that for the reference's settings.
     """
     return Experiment(
         title="PDMER: one annotated song",

@@ -14,7 +14,7 @@ def experiment() -> Experiment:
     Command: `dsaml experiment shots --dataset synthetic --seeds 2 --out experiments_out`
     Result (2 seeds): RMSE 0.320 before; at best 0.311 with one song (8 steps), 0.305 with two (16), 0.297 with five (32), 0.294 with
       ten (64). With one song 32 steps are worse than none.
-    Time: 8 minutes on two cores that did other work beside it, once `pdmer` has trained the models.
+    Time: 7 minutes on two cores that did other work beside it, once `pdmer` has trained the models.
     """
     methods = {
         _name(shots, steps): Method("adapted", "MAML", (f"meta.steps={steps}",), shots=shots)

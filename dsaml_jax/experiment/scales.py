@@ -18,7 +18,7 @@ QUICK = Scale(
     choices=2,
     seeds=1,
 )  # fmt: skip
-"""A minute or two; the numbers mean nothing."""
+"""A few minutes; the numbers mean nothing."""
 
 STANDARD = Scale(
     "standard",
