@@ -137,7 +137,14 @@ def query_loss(
 def adapt_to_listener(
     model: DSAML, config: MetaConfig, variables: Mapping[str, Any], support: SongBatch
 ) -> dict[str, Any]:
-    """Variables after the inner steps on one listener's annotated windows, without dropout."""
+    """Variables after the inner steps on one listener's annotated windows, without dropout.
+
+    They are the share `config.strength` of the way from where they began to where the steps led.
+    """
     loss = support_loss(model, config, variables["batch_stats"])
     adapted = inner_algorithm(config).adapt(loss, to_learned(config, variables), support)
+    if config.strength != 1.0:
+        adapted = jax.tree.map(  # what did not move stays the same to the bit
+            lambda new, old: old + config.strength * (new - old), adapted, variables["params"]
+        )
     return {**variables, "params": adapted}

@@ -3,8 +3,8 @@
 from dsaml_jax.experiment import Experiment, Method, Training
 
 REFERENCE = (
-    "meta.algorithm=fomaml", "meta.steps=16", "meta.learning_rate=5e-3", "meta.adapts=all",
-    "meta.inner_loss=dsaml", "meta.batch_norm=batch", "training.schedule=constant",
+    "meta.algorithm=fomaml", "meta.steps=16", "meta.learning_rate=5e-3", "meta.strength=1", "meta.adapts=all",
+    "meta.inner_loss=dsaml", "meta.squared_error_weight=0", "meta.batch_norm=batch", "training.schedule=constant",
 )  # fmt: skip
 """How the published implementation adapts (`--preset reference`), on the model of this scale."""
 
@@ -14,14 +14,14 @@ RATES = {
     "all": (0.003,),
 }
 FINE_TUNING = tuple(
-    (f"meta.adapts={adapts}", f"meta.learning_rate={rate}")
+    ("meta.strength=1", f"meta.adapts={adapts}", f"meta.learning_rate={rate}")
     for adapts, rates in RATES.items()
     for rate in rates
 )
 """What the validation part may choose from for the DMER model that is merely fine-tuned, by three steps."""
 
-BOLDER = tuple((f"meta.learning_rate={rate}",) for rate in (0.017, 0.03, 0.05, 0.08))
-"""The same for MAML: larger steps gain more in the mean, for fewer listeners."""
+ALL_THE_WAY = ("meta.strength=1",)
+"""Gains more in the mean, for fewer listeners."""
 
 TRAININGS = {
     "DMER": Training("dmer"),
@@ -47,7 +47,8 @@ def experiment() -> Experiment:
         claim="Meta-learned adaptation to one song of an unseen listener, against models that do not adapt, adapt "
         "otherwise, or were trained otherwise.",
         task="pdmer",
-        trainings=TRAININGS | {"reference settings": Training("pdmer", REFERENCE, start="DMER")},
+        trainings=TRAININGS
+        | {"reference settings": Training("pdmer", REFERENCE, start="DMER", share=0.2)},
         methods={
             "constant": Method("constant"),
             "support mean": Method("support mean"),
@@ -58,11 +59,11 @@ def experiment() -> Experiment:
             "reference settings, adapted": Method("adapted", "reference settings"),
             "random tasks, adapted": Method("adapted", "MAML, random tasks"),
             "MAML unadapted": Method("unadapted", "MAML"),
-            "MAML adapted, bolder": Method("adapted", "MAML", choices=BOLDER),
             "MAML adapted": Method("adapted", "MAML"),
+            "MAML adapted, all the way": Method("adapted", "MAML", ALL_THE_WAY),
         },
         against="MAML unadapted",
-        subject="MAML adapted",
+        subjects=("MAML adapted", "MAML adapted, all the way"),
         protocols=("clean", "reference"),
         figures=("listeners", "annotators", "attention", "learning", "spread"),
     )

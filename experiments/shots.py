@@ -1,7 +1,7 @@
 """How many songs, how many steps."""
 
 from dsaml_jax.experiment import Experiment, Method
-from experiments.pdmer import TRAININGS
+from experiments.pdmer import ALL_THE_WAY, TRAININGS
 
 SHOTS = (1, 2, 5, 10)
 STEPS = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -17,7 +17,9 @@ def experiment() -> Experiment:
     Time: 7 minutes on two cores that did other work beside it, once `pdmer` has trained the models.
     """
     methods = {
-        _name(shots, steps): Method("adapted", "MAML", (f"meta.steps={steps}",), shots=shots)
+        _name(shots, steps): Method(
+            "adapted", "MAML", (*ALL_THE_WAY, f"meta.steps={steps}"), shots=shots
+        )
         for shots in SHOTS
         for steps in STEPS
     }

@@ -1,7 +1,7 @@
 """What a task is: an annotator, a random mixture, or nothing."""
 
 from dsaml_jax.experiment import Experiment, Method
-from experiments.pdmer import TRAININGS
+from experiments.pdmer import ALL_THE_WAY, TRAININGS
 
 
 def experiment() -> Experiment:
@@ -22,11 +22,11 @@ def experiment() -> Experiment:
         trainings=TRAININGS,
         methods={
             "mean only": Method("unadapted", "DMER"),
-            "mean only, adapted": Method("adapted", "DMER"),
+            "mean only, adapted": Method("adapted", "DMER", ALL_THE_WAY),
             "random tasks": Method("unadapted", "MAML, random tasks"),
-            "random tasks, adapted": Method("adapted", "MAML, random tasks"),
+            "random tasks, adapted": Method("adapted", "MAML, random tasks", ALL_THE_WAY),
             "annotator tasks": Method("unadapted", "MAML"),
-            "annotator tasks, adapted": Method("adapted", "MAML"),
+            "annotator tasks, adapted": Method("adapted", "MAML", ALL_THE_WAY),
         },
         against="annotator tasks, adapted",
         figures=("learning", "spread"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import chex
+import jax
 import numpy as np
 import pytest
 
@@ -114,14 +116,15 @@ def test_a_prediction_that_is_no_number_is_no_perfect_fit():
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "adapts"), [("maml", "predictor/out"), ("anil", "all"), ("maml", "encoder"), ("maml", "all")]
+    ("algorithm", "adapts", "strength"),
+    [("maml", "predictor/out", 1), ("maml", "predictor/out", 0.5), ("anil", "all", 1), ("maml", "encoder", 1), ("maml", "all", 1)],
 )  # fmt: skip
 def test_curves_after_adapting_are_those_of_the_adapted_model(
-    small_data, small_run, algorithm, adapts
+    small_data, small_run, algorithm, adapts, strength
 ):
     """What is shared between listeners is cut out of the model by a program, not by hand."""
     corpus, run = read_corpus(small_data[1]), load_model(small_run)
-    settings = (f"meta.algorithm={algorithm}", f"meta.adapts={adapts}", "meta.learning_rate=0.05")
+    settings = (f"meta.algorithm={algorithm}", f"meta.adapts={adapts}", "meta.learning_rate=0.05", f"meta.strength={strength}")  # fmt: skip
     config = with_settings(run.info.config, settings).meta
     trial = listener_trial(corpus, "test", most=2)
     predicted = methods.adapted(trial, run.model, config, run.variables)
@@ -136,6 +139,23 @@ def test_curves_after_adapting_are_those_of_the_adapted_model(
         np.testing.assert_allclose(predicted[task][kept], curves[kept], atol=2e-6)
         before = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song[task])
         assert np.abs(curves - before).max() > 1e-4
+
+
+def test_strength_is_the_share_of_the_way(small_data, small_run):
+    corpus, run = read_corpus(small_data[1]), load_model(small_run)
+    trial = listener_trial(corpus, "test", most=2)
+    tasks = trial.listeners
+    support = gather_windows(trial.device, tasks.support_song[0], tasks.support_window[0], tasks.support[0])  # fmt: skip
+
+    def adapted(strength):
+        config = with_settings(run.info.config, [f"meta.strength={strength}"]).meta
+        return adapt_to_listener(run.model, config, run.variables, support)["params"]
+
+    chex.assert_trees_all_equal(adapted(0.0), run.variables["params"])
+    half = jax.tree.map(lambda a, b: (a + b) / 2, adapted(0.0), adapted(1.0))
+    chex.assert_trees_all_close(adapted(0.5), half, atol=1e-7)
+    with pytest.raises(UsageError, match="strength"):
+        adapted(1.5)
 
 
 def test_without_test_songs_it_says_so(small_data, small_run):

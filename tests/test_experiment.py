@@ -95,7 +95,7 @@ def outcome():
         trainings={},
         methods={name: Method("constant") for name in ("low", "base", "top|pipe")},
         against="base",
-        subject="top|pipe",
+        subjects=("top|pipe",),
     )
     scores = {
         "low": [judged(0.0), judged(0.2)],
@@ -149,7 +149,7 @@ def test_every_experiment_is_well_formed(small_data, tmp_path, name, scale):
 
     experiment = importlib.import_module(f"experiments.{NAMES[name]}").experiment()
     runner = Runner(name, experiment, scale, read_corpus(small_data[1]), tmp_path, seeds=1)
-    assert {experiment.against, experiment.subject or experiment.against} <= set(experiment.methods)
+    assert {experiment.against, *experiment.subjects} <= set(experiment.methods)
     seen = set()
     for key, training in experiment.trainings.items():
         assert not training.start or training.start in seen
@@ -243,7 +243,7 @@ def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
     out, _ = quick
     experiment = Experiment(
         "x", "", "pdmer",
-        {"MAML": Training("pdmer"), "DMER": Training("dmer"), "timed": Training("pdmer", (), "DMER", ("MAML", "DMER"))},
+        {"MAML": Training("pdmer"), "DMER": Training("dmer"), "timed": Training("pdmer", start="DMER", as_long_as=("MAML", "DMER"))},
         {"MAML": Method("unadapted", "MAML")}, against="MAML",
     )  # fmt: skip
     corpus = read_corpus(small_data[1])

@@ -50,6 +50,7 @@ class Training:
       task: `dmer` or `pdmer`.
       settings: on top of the scale's.
       start: name of the training whose best checkpoint it begins from; empty: from scratch.
+      share: of the steps of the scale, for trainings that would take too long.
       as_long_as: names of two earlier trainings: as many steps as the first would take in the time that the second took
         (without compiling); empty: the steps of the settings.
     """
@@ -57,6 +58,7 @@ class Training:
     task: Task
     settings: Settings = ()
     start: str = ""
+    share: float = 1.0
     as_long_as: tuple[str, str] | None = None
 
 
@@ -90,7 +92,7 @@ class Experiment:
       trainings: by name; one may start from an earlier one.
       methods: by name, in the order of the rows.
       against: the method that all others are compared to.
-      subject: the method that is compared to every other, one by one; empty: none.
+      subjects: methods that are compared to every other, one by one; figures show the first.
       protocols: a table each; DMER has `clean` alone.
       figures: names in :mod:`dsaml_jax.experiment.figures`.
     """
@@ -101,7 +103,7 @@ class Experiment:
     trainings: dict[str, Training]
     methods: dict[str, Method]
     against: str
-    subject: str = ""
+    subjects: tuple[str, ...] = ()
     protocols: tuple[Protocol, ...] = ("clean",)
     figures: tuple[str, ...] = ()
 

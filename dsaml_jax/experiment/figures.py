@@ -34,14 +34,15 @@ def _over_seeds(runner: Runner) -> str:
     return f"Mean over {runner.seeds} seeds; the band is their standard deviation."
 
 
-def _subject(outcome: Outcome) -> Method:
+def _subject(outcome: Outcome) -> str:
+    """The method that is drawn."""
     experiment = outcome.experiment
-    return experiment.methods[experiment.subject or experiment.against]
+    return (*experiment.subjects, experiment.against)[0]
 
 
 def _listeners(runner: Runner, outcome: Outcome) -> Pictures:
-    method = _subject(outcome)
-    judged = outcome.judged[outcome.experiment.subject][0]
+    subject = _subject(outcome)
+    method, judged = outcome.experiment.methods[subject], outcome.judged[subject][0]
     model = runner.model(method.training, 0)
     trial = runner.trial("test", outcome.protocol, method.shots)
     after = runner.predict(trial, method, model, judged.chosen)
@@ -62,7 +63,8 @@ def _listeners(runner: Runner, outcome: Outcome) -> Pictures:
 
 
 def _attention(runner: Runner, outcome: Outcome) -> Pictures:
-    model = runner.model(_subject(outcome).training, 0)
+    method = outcome.experiment.methods[_subject(outcome)]
+    model = runner.model(method.training, 0)
     config = model.info.config.model
     trial = runner.trial("test", outcome.protocol, 1)
     song = np.array([trial.songs[0]], np.int32)
@@ -82,14 +84,13 @@ def _attention(runner: Runner, outcome: Outcome) -> Pictures:
 
 
 def _annotators(runner: Runner, outcome: Outcome) -> Pictures:
-    experiment = outcome.experiment
+    against, subject = outcome.experiment.against, _subject(outcome)
     before, after = (
-        unit_scores(outcome.judged[name], "rmse", "annotator")
-        for name in (experiment.against, experiment.subject)
+        unit_scores(outcome.judged[name], "rmse", "annotator") for name in (against, subject)
     )
     ours = np.array([after[name] for name in before])
     what = (
-        f"{experiment.against} and {experiment.subject}; mean of arousal and valence over the curves of each test "
+        f"{against} and {subject}; mean of arousal and valence over the curves of each test "
         f"listener{f' and {runner.seeds} seeds' if runner.seeds > 1 else ''}."
     )
     drawn = figures.before_and_after(

@@ -107,6 +107,9 @@ class Runner:
         config = with_settings(
             preset(self.scale.preset), [*common, *training.settings, *self.settings, *own]
         )
+        if training.share != 1.0:
+            steps = _whole(config, training.share * config.training.steps)
+            config = with_settings(config, [f"training.steps={steps}"])
         if training.as_long_as is not None:
             steps = self._steps_in_the_time_of(*training.as_long_as, config)
             config = with_settings(config, [f"training.steps={steps}"])
@@ -124,11 +127,10 @@ class Runner:
                 if status is None or not status.steps_per_second:
                     raise UsageError(f"{self.run_folder(name, 0)} has not told its pace; remove it")
                 seconds_per_step[name] = 1.0 / status.steps_per_second
-            every = config.training.validate_every
             fitting = self.config(other, 0).training.steps * (
                 seconds_per_step[other] / seconds_per_step[mine]
             )
-            kept[key] = max(every, round(fitting / every) * every)
+            kept[key] = _whole(config, fitting)
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(kept, indent=1) + "\n")
         return kept[key]
@@ -261,6 +263,12 @@ class Runner:
         if method.kind == "affine":
             return methods.calibrated(trial, curves)
         return curves.of(trial.song)
+
+
+def _whole(config: RunConfig, steps: float) -> int:
+    """The nearest number of steps that ends with a validation."""
+    every = config.training.validate_every
+    return max(every, round(steps / every) * every)
 
 
 def _slug(name: str) -> str:

@@ -69,9 +69,9 @@ def pairs(outcome: Outcome) -> dict[str, dict[str, tuple[str, str]]]:
             name: (name, experiment.against) for name in names if name != experiment.against
         }
     }
-    if experiment.subject:
-        tables[f"{experiment.subject} minus each"] = {
-            name: (experiment.subject, name) for name in names if name != experiment.subject
+    for subject in experiment.subjects:
+        tables[f"{subject} minus each"] = {
+            name: (subject, name) for name in names if name != subject
         }
     return tables
 
