@@ -430,6 +430,14 @@ def load_model(directory: Path) -> LoadedModel:
         store.close()
 
 
+def weights_digest(loaded: LoadedModel) -> str:
+    """Digest of all numbers of a model."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(loaded.variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
 def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn `params` and `batch_stats` for these features."""
     log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))

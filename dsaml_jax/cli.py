@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_personalize(add)
     _add_predict(add)
     _add_convert(add)
+    _add_studio(add)
     _add_checkpoint(add)
     _add_runs(add)
     _add_experiment(add)
@@ -273,6 +274,25 @@ def _add_predict(add: Add) -> None:
     predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")  # fmt: skip
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     _add_imagebind_weights(predict)
+
+
+def _add_studio(add: Add) -> None:
+    studio = add("studio", commands.studio_command, "Annotate a song in the browser and get a model of your ears (needs the extra [studio])",
+                 "Starts a local web page and prints its links; Ctrl-C ends it, the same command goes on.\n"
+                 "Everything that is done there is kept in the study's folder.", goes_on=True)  # fmt: skip
+    studio.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
+    studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 30 s to 15 minutes")  # fmt: skip
+    studio.add_argument("--study", type=Path, default=Path("dsaml_study"), help="folder for what people do (default: %(default)s)")  # fmt: skip
+    studio.add_argument("--everyone", type=Path, metavar="RUN", help="a DMER run, for everyone's curves (default: what the checkpoint began from)")  # fmt: skip
+    studio.add_argument("--blind", action="store_true", help="a listening study: participants see no curves before they have rated")  # fmt: skip
+    studio.add_argument("--ratings", type=_positive, default=10, metavar="N", help="songs that each participant rates (default: %(default)s)")  # fmt: skip
+    studio.add_argument("--no-uploads", action="store_true", help="participants cannot bring songs")
+    studio.add_argument("--host", default="127.0.0.1", help="address to listen on; others than this machine's own need a\n"
+                        "password for the owner in $DSAML_STUDIO_PASSWORD (default: %(default)s)")  # fmt: skip
+    studio.add_argument("--port", type=int, default=8765, help="0: any that is free (default: %(default)s)")  # fmt: skip
+    studio.add_argument("--allow-host", action="append", default=[], metavar="NAME[:PORT]",
+                        help="a further name that browsers call this server by, such as a proxy's")  # fmt: skip
+    _add_imagebind_weights(studio)
 
 
 def _add_convert(add: Add) -> None:

@@ -346,6 +346,28 @@ def predict_command(options: argparse.Namespace) -> None:
         raise DataError("; ".join(failed))
 
 
+def studio_command(options: argparse.Namespace) -> None:
+    """Runs `dsaml studio`."""
+    import os
+
+    try:
+        from dsaml_jax.studio.serving import Settings, serve
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the studio needs more packages ({error.name}): pip install 'dsaml_jax[studio]'"
+        ) from None
+    from dsaml_jax.progress import Console, show
+
+    Console(options.quiet).say("reading songs, and compiling what adapting needs")
+    settings = Settings(
+        checkpoint=options.checkpoint, songs=options.songs, study=options.study, everyone=options.everyone,
+        host=options.host, port=options.port, allowed_hosts=tuple(options.allow_host),
+        password=os.environ.get("DSAML_STUDIO_PASSWORD", ""), blind=options.blind, ratings=options.ratings,
+        uploads=not options.no_uploads, weights=options.imagebind_weights,
+    )  # fmt: skip
+    serve(settings, show)
+
+
 def checkpoint_command(options: argparse.Namespace) -> None:
     """Runs `dsaml checkpoint`."""
     from dsaml_jax.inspection import checkpoint_lines, export_model

@@ -72,10 +72,13 @@ def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -
     """
     config = loaded.info.features
     features = features_of_file(path, config, embedder(config, weights))
-    return _predict(loaded, loaded.variables, features)
+    return predict_features(loaded, loaded.variables, features)
 
 
-def _predict(loaded: LoadedModel, variables: Variables, features: SongFeatures) -> np.ndarray:
+def predict_features(
+    loaded: LoadedModel, variables: Variables, features: SongFeatures
+) -> np.ndarray:
+    """`[n, 2]` arousal and valence of a song by these variables of a model."""
     return predict_song(
         loaded.model,
         variables,
@@ -141,11 +144,28 @@ def personalize(
         raise DataError(
             f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s"
         )
-    labels = on_grid(drawn, steps)
+    return personalize_on(loaded, features, on_grid(drawn, steps), what=str(annotations))
+
+
+def personalize_on(
+    loaded: LoadedModel, features: SongFeatures, labels: np.ndarray, *, what: str
+) -> Personalized:
+    """The same from features and a curve on the grid.
+
+    Args:
+      loaded: the general model.
+      features: of the song, n steps.
+      labels: `[n, 2]` arousal and valence, NaN where unlabelled.
+      what: the annotations, for messages.
+
+    Raises:
+      DataError: too little is labelled.
+      UsageError: adapting does not end in finite numbers.
+    """
     labelled = int(np.isfinite(labels).all(axis=1).sum())
     if labelled < MIN_LABELLED_STEPS:
         raise DataError(
-            f"{annotations}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
+            f"{what}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
             f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
         )
     support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
@@ -159,7 +179,7 @@ def personalize(
     target = np.nan_to_num(labels).T
 
     def error(variables: Variables) -> np.ndarray:
-        curve = _predict(loaded, variables, features)
+        curve = predict_features(loaded, variables, features)
         return np.asarray(
             metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask))
         )
@@ -207,12 +227,18 @@ def save_personalized(
 
 
 def write_curve(path: Path, curve: np.ndarray) -> None:
-    """Writes `time, arousal, valence`, one line per half second: the format `personalize` reads.
+    """Writes :func:`curve_table`."""
+    with replacing(path) as temporary:
+        temporary.write_text(curve_table(curve))
 
-    Values are clipped to [-1, 1], the range of the scale.
+
+def curve_table(curve: np.ndarray) -> str:
+    """CSV of `[n, 2]`: `time, arousal, valence`, one line per half second: the format `personalize` reads.
+
+    Steps that are NaN are left out; values are clipped to [-1, 1], the range of the scale.
     """
     lines = ["time,arousal,valence"]
     for step, (arousal, valence) in enumerate(np.clip(curve, -1.0, 1.0)):
-        lines.append(f"{step / STEPS_PER_SECOND:.1f},{arousal:.5f},{valence:.5f}")
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        if np.isfinite(arousal) and np.isfinite(valence):
+            lines.append(f"{step / STEPS_PER_SECOND:.1f},{arousal:.5f},{valence:.5f}")
+    return "\n".join(lines) + "\n"

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_prep.base import replacing
 from data_prep.plain import parse_json
 from data_prep.shards import Corpus
-from dsaml_jax.checkpoints import LoadedModel, load_model
+from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
 from dsaml_jax.config import MetaConfig, RunConfig, preset, with_settings
 from dsaml_jax.corpus import identity
 from dsaml_jax.errors import UsageError
@@ -223,7 +222,7 @@ class Runner:
             "trial": [protocol, dataclasses.asdict(self.scale), self.experiment.shots],
             "model": None
             if model is None
-            else [dataclasses.asdict(model.info.config), model.step, _weights_digest(model)],
+            else [dataclasses.asdict(model.info.config), model.step, weights_digest(model)],
         }
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -273,10 +272,3 @@ def _whole(config: RunConfig, steps: float) -> int:
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)
-
-
-def _weights_digest(model: LoadedModel) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model.variables):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()

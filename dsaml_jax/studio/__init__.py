@@ -1,0 +1,5 @@
+"""A local web page: annotate a song, get a model of your ears, rate it blind.
+
+`store` keeps what people do, `library` the songs, `modelling` the models' curves, `ratings` the blind comparison,
+`export` what leaves the study, `app` the pages and `serving` the command behind `dsaml studio`.
+"""

@@ -1,0 +1,51 @@
+// Arousal above valence over time, with a line that moves with the sound.
+
+import { color } from "./plane.js";
+
+const RANGE = [-1.05, 1.05];
+
+// lines: { name, color, curve: [[arousal, valence], ...], dash?, width? }
+export async function drawChart(place, lines, step) {
+  const traces = [];
+  for (const { name, color: shade, curve, dash = "solid", width = 2 } of lines) {
+    for (const [column, axis] of [[0, ""], [1, "2"]]) {
+      traces.push({
+        name, legendgroup: name, showlegend: column === 0 && lines.length > 1,
+        x: curve.map((_, i) => i * step), y: curve.map((values) => values[column]),
+        xaxis: "x", yaxis: `y${axis}`, mode: "lines", connectgaps: false,
+        line: { color: shade, dash, width }, hovertemplate: "%{x:.1f} s: %{y:.2f}",
+      });
+    }
+  }
+  const axis = { gridcolor: color("line"), zerolinecolor: color("faint"), color: color("ink"), fixedrange: true };
+  const layout = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("ink"), size: 12 },
+    margin: { l: 48, r: 8, t: 8, b: 36 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+    xaxis: { ...axis, title: { text: "time [s]" }, anchor: "y2" },
+    yaxis: { ...axis, title: { text: "arousal" }, range: RANGE, domain: [0.54, 1] },
+    yaxis2: { ...axis, title: { text: "valence" }, range: RANGE, domain: [0, 0.46] },
+    shapes: [{ type: "line", x0: 0, x1: 0, y0: 0, y1: 1, yref: "paper", line: { color: color("ink"), width: 1 } }],
+  };
+  await Plotly.react(place, traces, layout, { displayModeBar: false, responsive: true });
+}
+
+// Moves the line along with an audio element; calls `also` with its position.
+export function follow(audio, places, also = () => {}) {
+  let shown = -1;
+  const move = () => {
+    const at = audio.currentTime;
+    if (Math.abs(at - shown) > 0.06) {
+      shown = at;
+      for (const place of places) {
+        if (place.layout) Plotly.relayout(place, { "shapes[0].x0": at, "shapes[0].x1": at });
+      }
+      also(at);
+    }
+    requestAnimationFrame(move);
+  };
+  requestAnimationFrame(move);
+}
+
+export function onThemeChange(redraw) {
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+}

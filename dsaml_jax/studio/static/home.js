@@ -1,0 +1,103 @@
+// The list of songs, and the state of one's model.
+
+import { answer, base, clock, element, get, post, wait } from "./api.js";
+
+const $ = (id) => document.getElementById(id);
+const canLook = document.querySelector('#step-rate a[href$="/curves"]') !== null;
+
+function songRow(song, adaptation) {
+  const complete = song.drawn.length === 2;
+  const row = element("li", {},
+    element("span", { className: "name" }, song.name, " ", element("span", { className: "faint" }, clock(song.seconds))));
+  const link = element("a", { className: "button", href: "#" }, complete ? "Annotate again" : "Annotate");
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    const one = document.querySelector('input[name="draw"]:checked').value === "one";
+    const first = song.drawn.includes("arousal") && !complete ? "valence" : "arousal";
+    location.href = `${base}/annotate/${song.number}?draw=${one ? first : "both"}`;
+  });
+  const buttons = element("span", { className: "row" }, link);
+  if (complete) {
+    const button = element("button", { className: "primary" }, "Adapt");
+    button.dataset.song = song.number;
+    button.disabled = adaptation !== null && !adaptation.ready && !adaptation.error;
+    button.addEventListener("click", () => adapt(song.number));
+    buttons.append(button);
+  } else if (song.drawn.length) {
+    row.append(element("span", { className: "faint" }, `${song.drawn[0]} is drawn`));
+  }
+  row.append(buttons);
+  return row;
+}
+
+function showAdaptation(adaptation, songs) {
+  $("adaptation").hidden = adaptation === null;
+  if (adaptation === null) return;
+  const name = songs.find(({ number }) => number === adaptation.song)?.name ?? "a song";
+  const bar = $("adaptation-bar");
+  bar.hidden = adaptation.finished || adaptation.error !== "";
+  if (adaptation.ready) { bar.max = adaptation.of || 1; bar.value = adaptation.done; } else bar.removeAttribute("value");
+  let text = adaptation.error || `${adaptation.stage} …`;
+  if (adaptation.ready && !adaptation.error) {
+    const error = (x) => x.toFixed(2);
+    text = `Adapted to what you drew for ${name}: its error on that song was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
+    if (!adaptation.finished) text += ` Curves of other songs: ${adaptation.done} of ${adaptation.of}.`;
+  }
+  $("adaptation-text").textContent = text;
+  const next = $("adaptation-next");
+  next.hidden = !adaptation.ready;
+  next.href = `${base}/${canLook ? "curves" : "rate"}`;
+  next.textContent = canLook ? "See your curves" : "Rate";
+  $("adaptation-export").hidden = !adaptation.ready || adaptation.hidden;
+}
+
+async function adapt(song) {
+  $("error").textContent = "";
+  try {
+    await post(`/songs/${song}/adapt`);
+    await refresh();
+  } catch (error) {
+    $("error").textContent = error.message;
+  }
+}
+
+let running = 0;
+async function refresh() {
+  const me = ++running; // the latest call goes on, earlier ones end
+  for (;;) {
+    const state = await get("/state");
+    if (me !== running) return;
+    const { songs, adaptation, practised } = state;
+    $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation)));
+    showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
+    const annotated = songs.some(({ drawn }) => drawn.length === 2);
+    const done = {
+      "step-practice": practised,
+      "step-annotate": annotated,
+      "step-adapt": adaptation?.ready === true,
+      "step-rate": state.to_rate > 0 && state.rated === state.to_rate,
+    };
+    for (const [id, isDone] of Object.entries(done)) $(id).classList.toggle("done", isDone);
+    $("practise").hidden = practised || annotated;
+    $("practise").href = `${base}/annotate/${songs[0].number}?practice=1`;
+    if (!adaptation || adaptation.finished || adaptation.error) return;
+    await wait(250);
+  }
+}
+
+$("upload")?.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const [file] = $("file").files;
+  $("upload-status").textContent = "Listening to it …";
+  try {
+    await answer(await fetch(`${base}/uploads?name=${encodeURIComponent(file.name)}`, {
+      method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file,
+    }));
+    $("upload-status").textContent = "It is in the list.";
+    await refresh();
+  } catch (error) {
+    $("upload-status").textContent = error.message;
+  }
+});
+
+refresh().catch((error) => { $("error").textContent = error.message; });

@@ -1,0 +1,52 @@
+// The study's owner: links, who has done what, and what it adds up to.
+
+import { answer, element, wait } from "./api.js";
+
+const $ = (id) => document.getElementById(id);
+
+function row(person) {
+  const link = `${location.origin}/p/${person.token}`;
+  const cells = [person.id, person.name, element("a", { href: link }, link), person.annotated, person.adapted ? "yes" : "no", `${person.rated} of ${person.trials}`];
+  return element("tr", {}, ...cells.map((cell, i) => element("td", { className: i === 2 ? "link" : "" }, cell)));
+}
+
+const percent = (x) => `${Math.round(100 * x)} %`;
+const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
+
+function inWords(summary) {
+  if (!summary.rated) return "nothing rated yet";
+  let text = `the adapted curve was chosen in ${summary.chose_adapted} of ${summary.rated} (${percent(summary.share)}, 95 % interval ${percent(summary.share_low)} to ${percent(summary.share_high)})`;
+  text += `; its fit was rated ${signed(summary.fit_difference)}`;
+  if (summary.fit_low !== undefined) text += ` (${signed(summary.fit_low)} to ${signed(summary.fit_high)})`;
+  return text;
+}
+
+async function refresh() {
+  const { people, summary } = await answer(await fetch("/owner/state"));
+  document.querySelector("#people tbody").replaceChildren(...people.map(row));
+  const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall), ".")];
+  const each = Object.entries(summary.participants).filter(([, one]) => one.rated);
+  if (each.length > 1) {
+    lines.push(element("ul", {}, ...each.map(([id, one]) => element("li", {}, `listener${id}: ${inWords(one)}`))));
+  }
+  $("summary").replaceChildren(...lines);
+}
+
+$("add").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  $("add-error").textContent = "";
+  try {
+    await answer(await fetch("/owner/participants", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: $("name").value }),
+    }));
+    $("name").value = "";
+    await refresh();
+  } catch (error) {
+    $("add-error").textContent = error.message;
+  }
+});
+
+for (;;) {
+  await refresh().catch((error) => { $("summary").textContent = error.message; });
+  await wait(5000);
+}
