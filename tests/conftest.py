@@ -75,3 +75,19 @@ def small_run(small_data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "pdmer"
     train(with_settings(preset("tiny"), SMALL_MODEL), read_corpus(small_data[1]), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def songs(small_data, tmp_path_factory):
+    """Six songs, one of them with a name that is markup; and two files that are none."""
+    import shutil
+
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("songs")
+    sounds = sorted((small_data[0] / "DEAM_audio" / "MEMD_audio").glob("*.flac"))[:6]
+    for path, name in zip(sounds, ["one", "two", "three", "four", "five", "<img src=x onerror=alert(1)>"], strict=True):  # fmt: skip
+        shutil.copy(path, folder / f"{name}.flac")
+    (folder / "broken.mp3").write_bytes(b"not sound" * 50)
+    soundfile.write(folder / "short.wav", np.zeros(8000), 8000)
+    return folder

@@ -96,7 +96,9 @@ class Library:
 
     def __iter__(self) -> Iterator[StudioSong]:
         with self._lock:
-            return iter(sorted(self._songs.values(), key=lambda song: id_order(song.name.casefold())))
+            return iter(
+                sorted(self._songs.values(), key=lambda song: id_order(song.name.casefold()))
+            )
 
     def __len__(self) -> int:
         return len(self._songs)

@@ -213,6 +213,7 @@ class Modelling:
             shutil.rmtree(folder, ignore_errors=True)
             save_personalized(folder, self._loaded, result, song.name)
             progress.stage = "your curves"
+            self._predict_general(song)
             self._predict(str(number), self._loaded, result.variables, song)
         except (DataError, UsageError) as error:
             progress.error = str(error)
@@ -232,6 +233,7 @@ class Modelling:
         for song in self._library:
             if not self._path(str(number), song).is_file():
                 try:
+                    self._predict_general(song)
                     self._predict(str(number), self._loaded, variables, song)
                 except DataError as error:  # a song nobody can decode has no curve
                     log.warning("%s", error)

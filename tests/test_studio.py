@@ -1,0 +1,602 @@
+"""The studio without a browser: what is kept, who may ask, what is refused, and what comes out."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("starlette", reason="the extra [studio] is not installed")
+
+from data_prep.base import DataError
+from data_prep.deam import read_deam
+from data_prep.folder import read_folder
+from dsaml_jax import UsageError
+from dsaml_jax.checkpoints import load_model
+from dsaml_jax.cli import main
+from dsaml_jax.studio import library as library_module
+from dsaml_jax.studio import ratings, serving
+from dsaml_jax.studio.store import Store
+from dsaml_jax.studio.takes import check_entries, drawn_curve
+from tests.studies import Person, running, song_named
+
+PASSWORD = "correct horse"
+
+
+# ---- Takes.
+
+
+def entries_of(times, value):
+    return [(round(float(t), 3), value, -value) for t in times]
+
+
+def test_what_is_drawn_later_replaces_what_it_goes_over():
+    first = entries_of(np.arange(0, 10, 0.05), 0.1)
+    again = entries_of(np.arange(4, 6, 0.05), 0.5)
+    curve = drawn_curve(first + again)
+    assert (np.diff(curve[:, 0]) > 0).all()
+    inside = (curve[:, 0] >= 4) & (curve[:, 0] < 5.96)
+    np.testing.assert_allclose(curve[inside, 1], 0.5)
+    np.testing.assert_allclose(curve[~inside, 1], 0.1)
+    np.testing.assert_allclose(curve[:, 2], -curve[:, 1])
+
+
+def test_erasing_takes_all_that_follows_and_only_that():
+    drawn = entries_of(np.arange(0, 10, 0.05), 0.1)
+    curve = drawn_curve([*drawn, (5.0, None, None)])
+    assert curve[-1, 0] < 5.0 and len(curve) == 100
+    later = drawn_curve([*drawn, (5.0, None, None), *entries_of(np.arange(5, 7, 0.05), 0.7)])
+    np.testing.assert_allclose(later[later[:, 0] >= 5, 1], 0.7)
+    assert len(later) == 140
+
+
+def test_one_dimension_leaves_the_other_unknown():
+    curve = drawn_curve([(0.0, 0.5, None), (0.1, 0.6, None)])
+    np.testing.assert_allclose(curve[:, 1], [0.5, 0.6])
+    assert np.isnan(curve[:, 2]).all()
+    assert drawn_curve([]).shape == (0, 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 60), st.booleans()), max_size=6))
+def test_any_history_gives_what_a_tape_would_hold(history):
+    """Against a tape that is written over, 20 places a second."""
+    tape = np.full(600, np.nan)
+    log = []
+    for number, (first, count, erase) in enumerate(history):
+        if erase:
+            log.append((first / 20, None, None))
+            tape[first:] = np.nan
+            continue
+        if log and log[-1][1] is not None and 0 <= first / 20 - log[-1][0] <= 1.0:
+            tape[round(log[-1][0] * 20) + 1 : first] = (
+                np.nan
+            )  # one run: it goes over what lies between
+        value = (number + 1) / 10
+        log += [(place / 20, value, value) for place in range(first, first + count)]
+        tape[first : first + count] = value
+    curve = drawn_curve(log)
+    places = np.round(curve[:, 0] * 20).astype(int)
+    np.testing.assert_array_equal(places, np.flatnonzero(np.isfinite(tape)))
+    np.testing.assert_allclose(curve[:, 1], tape[places])
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [None, {}, [[0, 0]], [[0, 2, 0]], [[-1, 0, 0]], [[1e9, 0, 0]], [["0", 0, 0]], [[0, True, 0]],
+     [[0, float("nan"), 0]], [[0, 0, 0]] * 20_001],
+)  # fmt: skip
+def test_entries_that_are_none(entries):
+    with pytest.raises(UsageError):
+        check_entries(entries, 45.0)
+
+
+# ---- The store.
+
+
+def test_entries_sent_twice_are_kept_once(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    who = store.add_participant("a")
+    take = store.begin_take(who, store.song_number("d", "x"), "both", practice=False)
+    session = store.open_session(take)
+    entries = entries_of(range(10), 0.1)
+    assert store.log(take, session, 0, entries[:6]) == 6
+    assert store.log(take, session, 0, entries[:8]) == 8  # the answer to the first was lost
+    assert store.log(take, session, 3, entries[3:5]) == 8
+    with pytest.raises(UsageError, match="missing"):
+        store.log(take, session, 9, entries[9:])
+    assert store.entries(take) == entries[:8]
+    newer = store.open_session(take)
+    with pytest.raises(UsageError, match="another window"):
+        store.log(take, session, 8, entries[8:])
+    store.finish_take(take)
+    with pytest.raises(UsageError, match="finished"):
+        store.log(take, newer, 8, entries[8:])
+    assert Store(tmp_path / "s.sqlite").entries(take) == entries[:8]
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / "s.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(UsageError, match="not a study"):
+        Store(tmp_path / "s.sqlite")
+
+
+# ---- Ratings.
+
+
+def test_the_plan_shows_each_song_once_and_both_sides_alike():
+    planned = ratings.plan(range(30), 10, random.Random(0))
+    songs, sides = zip(*planned, strict=True)
+    assert len(set(songs)) == 10 and sides.count("left") == 5
+    assert ratings.plan(range(30), 10, random.Random(1)) != planned
+    assert len(ratings.plan(range(3), 10, random.Random(0))) == 3
+
+
+def test_the_summary_is_what_was_answered():
+    def trial(who, adapted, chosen, fit_left, fit_right):
+        return {"participant": who, "adapted_side": adapted, "chosen_side": chosen, "fit_left": fit_left,
+                "fit_right": fit_right, "rated": 1.0}  # fmt: skip
+
+    trials = [trial(1, "left", "left", 6, 3), trial(1, "right", "left", 4, 5), trial(2, "right", "right", 2, 7),
+              trial(2, "left", "left", 7, 2), {"rated": None}]  # fmt: skip
+    found = ratings.summarise(trials)
+    assert (found["rated"], found["chose_adapted"], found["share"]) == (4, 3, 0.75)
+    assert found["share_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's, by hand
+    assert found["share_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert found["fit_difference"] == pytest.approx((3 + 1 + 5 + 5) / 4)
+    assert found["fit_low"] <= found["fit_difference"] <= found["fit_high"]
+    assert ratings.summarise([]) == {"trials": 0, "rated": 0}
+    alone = ratings.summarise(trials[:2])
+    assert alone["fit_difference"] == pytest.approx(2.0)
+
+
+# ---- A study that runs.
+
+
+@pytest.fixture(scope="module")
+def config(small_run, songs, tmp_path_factory):
+    return serving.Settings(
+        checkpoint=small_run, songs=songs, study=tmp_path_factory.mktemp("study"), password=PASSWORD, ratings=4,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def studio(config):
+    with running(config) as served:
+        yield served
+
+
+@pytest.fixture
+def person(studio):
+    return Person(*studio)
+
+
+def test_songs_that_cannot_be_used_are_listed_with_the_reason(studio):
+    _, study = studio
+    assert len(study.library) == 6
+    assert set(study.library.refused) == {"broken.mp3", "short.wav"}
+    assert "30 to 900 s" in study.library.refused["short.wav"]
+
+
+def test_annotating_adapting_and_looking(person, studio):
+    _, study = studio
+    support, other = song_named(study, "one"), song_named(study, "two")
+    person.annotate(support.number, 0.8, -0.6)
+    assert next(s for s in person.state()["songs"] if s["number"] == support.number)["drawn"] == ["arousal", "valence"]  # fmt: skip
+    adaptation = person.adapt(support.number)
+    assert adaptation["after"] < adaptation["before"]
+    assert adaptation["done"] == adaptation["of"] == 6
+    curves = person.get(f"/songs/{other.number}/curves").json()
+    before, after = (np.array(curves[which]) for which in ("before", "after"))
+    assert before.shape == after.shape == (90, 2)
+    mean = (after - before).mean(axis=0)
+    labels = study.modelling.labels(person.who, support)
+    general = study.modelling.curve("before", support)
+    wanted = np.nanmean(labels - general, axis=0)
+    assert (np.sign(mean) == np.sign(wanted)).all()  # the curve moves to where the listener drew
+    own = load_model(study.modelling.model_folder(adaptation["number"]))
+    assert "personalised" in own.info.note
+
+
+def test_one_dimension_at_a_time(person, studio):
+    song = song_named(studio[1], "three")
+    person.annotate(song.number, 0.5, 0.5, dimension="arousal")
+    assert "arousal and valence" in person.post(f"/songs/{song.number}/adapt").json()["error"]
+    person.annotate(song.number, -0.5, -0.5, dimension="valence")
+    labels = studio[1].modelling.labels(person.who, song)
+    assert np.nanmean(labels[:, 0]) == pytest.approx(0.5, abs=0.05)
+    assert np.nanmean(labels[:, 1]) == pytest.approx(-0.5, abs=0.05)
+    person.annotate(song.number, 0.0, 0.25)  # both at once, later: counts
+    assert np.nanmean(studio[1].modelling.labels(person.who, song)[:, 1]) == pytest.approx(0.25, abs=0.05)  # fmt: skip
+
+
+def test_practice_is_never_used(person, studio):
+    song = song_named(studio[1], "one").number
+    take = person.post(f"/songs/{song}/takes", {"dimension": "both", "practice": True}).json()
+    person.post(
+        f"/takes/{take['take']}/log",
+        {"session": take["session"], "first": 0, "entries": [[0, 0, 0]] * 500},
+    )
+    person.post(f"/takes/{take['take']}/finish")
+    state = person.state()
+    assert state["practised"] and all(not song["drawn"] for song in state["songs"])
+    assert person.post(f"/songs/{song}/adapt").status_code == 422
+
+
+def test_a_reload_goes_on_where_it_was(person, studio):
+    song = song_named(studio[1], "four").number
+    first = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
+    assert (first["next"], first["curve"]) == (0, [])
+    sent = {
+        "session": first["session"],
+        "first": 0,
+        "entries": [[50 * i, 0.1, 0.2] for i in range(40)],
+    }
+    assert person.post(f"/takes/{first['take']}/log", sent).json() == {"next": 40}
+    again = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
+    assert (again["take"], again["next"], again["at"]) == (first["take"], 40, 1.95)
+    assert again["curve"][-1] == [1.95, 0.1, 0.2]
+    late = {"session": first["session"], "first": 40, "entries": [[2000, 0, 0]]}
+    assert "another window" in person.post(f"/takes/{first['take']}/log", late).json()["error"]
+    fresh = person.post(f"/songs/{song}/takes", {"dimension": "both", "fresh": True}).json()
+    assert fresh["take"] != first["take"] and fresh["next"] == 0
+
+
+def test_twenty_at_once_lose_nothing(studio):
+    address, study = studio
+    song = song_named(study, "five").number
+    people = [Person(address, study, f"p{i}") for i in range(20)]
+
+    def draw(person):
+        source = random.Random(person.who.id)
+        take = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
+        drawn = [[50 * i, source.uniform(-1, 1), source.uniform(-1, 1)] for i in range(400)]
+        acknowledged = 0
+        while acknowledged < len(drawn):
+            upto = acknowledged + source.randrange(1, 30)
+            first = max(0, acknowledged - source.randrange(0, 10))  # some are sent again
+            body = {"session": take["session"], "first": first, "entries": drawn[first:upto]}
+            acknowledged = person.post(f"/takes/{take['take']}/log", body).json()["next"]
+        return take["take"], drawn
+
+    with ThreadPoolExecutor(20) as pool:
+        for take, drawn in pool.map(draw, people):
+            kept = [[round(1000 * at), a, v] for at, a, v in study.store.entries(take)]
+            assert kept == drawn
+
+
+def test_rating_is_blind_and_counted(person, studio):
+    _, study = studio
+    assert person.get("/trial").status_code == 409  # nothing to rate yet
+    support = song_named(study, "one").number
+    person.annotate(support, 0.6, 0.6)
+    person.adapt(support)
+    seen = []
+    while not (trial := person.get("/trial").json()).get("done"):
+        assert person.get("/trial").json() == trial  # a reload shows the same
+        assert not {"adapted", "adapted_side"} & trial.keys()
+        seen.append(trial["song"])
+        (row,) = study.store.rows("SELECT * FROM trial WHERE id = ?", trial["trial"])
+        side = row["adapted_side"]
+        own = study.modelling.curve(str(row["adaptation"]), study.library.get(trial["song"]))
+        np.testing.assert_allclose(trial[side], own, atol=1e-4)
+        answer = {"chosen": side, "fit_left": 5 if side == "left" else 2, "fit_right": 5 if side == "right" else 2,
+                  "comment": "=1+1", "listened": 3.0}  # fmt: skip
+        assert person.post(f"/trials/{trial['trial']}", answer | {"fit_left": 8}).status_code == 422
+        assert person.post(f"/trials/{trial['trial']}", answer | {"chosen": "both"}).status_code == 422  # fmt: skip
+        assert person.post(f"/trials/{trial['trial']}", answer).status_code == 200
+        assert person.post(f"/trials/{trial['trial']}", answer).status_code == 409
+    assert len(seen) == len(set(seen)) == 4 and support not in seen
+    summary = ratings.summary_of_study(study.store)["participants"][f"{person.who.id:03d}"]
+    assert (summary["share"], summary["fit_difference"]) == (1.0, 3.0)
+
+
+# ---- The owner, and what leaves.
+
+
+@pytest.fixture
+def owner(studio):
+    address, _ = studio
+    client = httpx.Client(base_url=address, timeout=60.0)
+    assert client.post("/owner/login", data={"key": PASSWORD}).status_code == 303
+    return client
+
+
+def test_only_the_owner_sees_the_study(studio, owner, monkeypatch):
+    monkeypatch.setattr("dsaml_jax.studio.app.LOGIN_SECONDS", 0.0)
+    address, study = studio
+    stranger = httpx.Client(base_url=address)
+    for path in ("/owner/state", "/owner/export/ratings.csv", "/owner/export/corpus.zip"):
+        assert stranger.get(path).status_code == 403
+    assert stranger.post("/owner/participants", json={"name": "x"}).status_code == 403
+    assert stranger.post("/owner/login", data={"key": "wrong"}).status_code == 403
+    assert "Password" in stranger.get("/owner").text
+    assert (
+        stranger.get("/owner", params={"key": study.key}).status_code == 303
+    )  # the link that is printed
+    assert "Participants" in owner.get("/owner").text
+
+
+def test_links_are_made_by_the_owner(studio, owner):
+    address, _ = studio
+    made = owner.post("/owner/participants", json={"name": "<b>Ann</b>"})
+    page = httpx.get(f"{address}/p/{made.json()['token']}")
+    assert page.status_code == 200
+    assert owner.post("/owner/participants", json={"name": " "}).status_code == 422
+    people = owner.get("/owner/state").json()["people"]
+    assert people[-1]["name"] == "<b>Ann</b>"
+
+
+def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
+    address, study = studio
+    people = [Person(address, study, f"rater {i}") for i in range(3)]
+    for number, person in enumerate(people):
+        for name in ("one", "two", "four"):
+            person.annotate(song_named(study, name).number, 0.2 * number, -0.2 * number)
+    answer = owner.get("/owner/export/corpus.zip")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert not any("rater" in archive.read(name).decode(errors="ignore") for name in archive.namelist() if name.endswith(".csv") and "annotations" in name)  # fmt: skip
+        archive.extractall(tmp_path)
+    deam = read_deam(tmp_path / "deam")
+    folder = read_folder(tmp_path / "folder", "study")
+    song = song_named(study, "two")
+    who = f"listener{people[2].who.id:03d}"
+    for corpus, start in ((deam, 15.0), (folder, 0.0)):
+        found = next(one for one in corpus.songs if one.song_id == str(song.number))
+        rating = next(one for one in found.ratings if one.annotator_id == who)
+        drawn = study.modelling.labels(people[2].who, song)[round(2 * start) :]
+        assert found.start == start
+        both = np.stack([rating.arousal, rating.valence], axis=-1)
+        known = np.isfinite(both).all(axis=1)
+        assert known.sum() > 50
+        np.testing.assert_allclose(both[known], drawn[: len(both)][known], atol=1e-4)
+        assert found.audio is not None
+    out = tmp_path / "data"
+    assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(out), "--features", "tiny", "--quiet"]) == 0  # fmt: skip
+    assert owner.get("/owner/export/../../study.sqlite").status_code == 404
+
+
+def test_tables_for_the_owner(studio, owner):
+    text = owner.get("/owner/export/ratings.csv").text
+    assert text.startswith("participant,position,song,adapted_side")
+    assert "'=1+1" in text and ",=1+1" not in text
+    summary = json.loads(owner.get("/owner/export/summary.json").text)
+    assert summary["overall"]["rated"] >= 4
+    recorded = owner.get("/owner/export/recorded.csv").text.splitlines()
+    assert recorded[0].startswith("participant,song,take") and len(recorded) > 1000
+
+
+def test_people_take_their_model_with_them(person, studio, tmp_path):
+    song = song_named(studio[1], "one")
+    person.annotate(song.number, 0.3, 0.3)
+    person.adapt(song.number)
+    with zipfile.ZipFile(io.BytesIO(person.get("/export.zip").content)) as archive:
+        archive.extractall(tmp_path)
+    load_model(tmp_path / "model")
+    assert (tmp_path / "figures" / f"{song.number}.svg").read_text().startswith("<svg")
+    drawn, curve = tmp_path / "annotations" / f"{song.number}.csv", tmp_path / "curves" / f"{song.number}.csv"  # fmt: skip
+    assert drawn.read_text().startswith("time,arousal,valence") and curve.is_file()
+
+
+# ---- Who may ask for what.
+
+
+def test_names_and_comments_are_never_markup(person, studio):
+    song = song_named(studio[1], "<img src=x onerror=alert(1)>")
+    page = person.get(f"/annotate/{song.number}").text
+    assert "<img" not in page and "&lt;img" in page
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
+     {"Host": "evil.example"}],
+)  # fmt: skip
+def test_other_pages_are_refused(person, studio, headers):
+    song = song_named(studio[1], "one").number
+    assert person.post(f"/songs/{song}/takes", {"dimension": "both"}, headers=headers).status_code == 403  # fmt: skip
+
+
+def test_a_name_that_points_here_reads_nothing(person):
+    assert person.client.get(f"{person.page}/state", headers={"Host": "rebound.example"}).status_code == 403  # fmt: skip
+
+
+def test_forms_of_other_pages_cannot_send_json(person, studio):
+    song = song_named(studio[1], "one").number
+    sent = person.client.post(f"{person.page}/songs/{song}/takes", content='{"dimension": "both"}', headers={"Content-Type": "text/plain"})  # fmt: skip
+    assert sent.status_code == 415
+
+
+def test_every_page_has_its_headers(person):
+    headers = person.get("").headers
+    assert "script-src 'self'" in headers["content-security-policy"]
+    assert headers["referrer-policy"] == "same-origin" and headers["x-content-type-options"] == "nosniff"  # fmt: skip
+    assert "unsafe-eval" not in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../app.py", "/static/..%2fapp.py", "/plotly/..%2f__init__.py", "/static/%2e%2e/app.py", "/p/../owner/state",
+     "/p/nobody", "/p/nobody/state", "/p/' OR 1=1 --/state"],
+)  # fmt: skip
+def test_paths_that_lead_elsewhere(studio, path):
+    address, _ = studio
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as raw:  # no client that tidies the path
+        raw.sendall(f"GET {path.replace(' ', '%20')} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())  # fmt: skip
+        status = raw.makefile("rb").readline().split()[1]
+    assert status in (b"404", b"403")
+
+
+def test_somebody_elses_take_is_nobodys(studio):
+    address, study = studio
+    first, second = Person(address, study), Person(address, study)
+    take = first.post(
+        f"/songs/{song_named(study, 'one').number}/takes", {"dimension": "both"}
+    ).json()
+    stolen = {"session": take["session"], "first": 0, "entries": [[0, 0, 0]]}
+    assert second.post(f"/takes/{take['take']}/log", stolen).status_code == 404
+    assert second.post(f"/takes/{take['take']}/finish").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"[1", b"\xff", b"7", b'"x"', b"null", b"[]", b'{"dimension": 3}']
+)
+def test_bodies_that_are_nothing(person, studio, sent):
+    song = song_named(studio[1], "one").number
+    answer = person.client.post(f"{person.page}/songs/{song}/takes", content=sent, headers={"Content-Type": "application/json"})  # fmt: skip
+    assert answer.status_code in (400, 422) and "error" in answer.json()
+
+
+def test_bodies_that_are_too_large(person, studio):
+    song = song_named(studio[1], "one").number
+    answer = person.client.post(f"{person.page}/songs/{song}/takes", content=b" " * 2_100_000, headers={"Content-Type": "application/json"})  # fmt: skip
+    assert answer.status_code == 413
+
+
+# ---- Uploads.
+
+
+def sound(seconds, rate=8000):
+    file = io.BytesIO()
+    time_axis = np.arange(round(seconds * rate)) / rate
+    soundfile.write(file, 0.3 * np.sin(2 * np.pi * 220 * time_axis), rate, format="WAV")
+    return file.getvalue()
+
+
+def upload(person, name, content, kind="application/octet-stream"):
+    return person.client.post(f"{person.page}/uploads", params={"name": name}, content=content, headers={"Content-Type": kind})  # fmt: skip
+
+
+def test_songs_of_ones_own(person, studio):
+    answer = upload(person, "../../<script>.wav", sound(31.5))
+    assert answer.status_code == 200, answer.text
+    song = studio[1].library.get(answer.json()["number"])
+    assert song.path.parent == studio[1].folder / "uploads" and song.name == "<script>"
+    played = person.client.get(f"{person.page}/songs/{song.number}/audio", headers={"Range": "bytes=0-99"})  # fmt: skip
+    assert played.status_code == 206 and len(played.content) == 100
+    again = upload(person, "other.wav", sound(31.5))
+    assert again.json()["number"] == song.number  # the same bytes
+    assert len(list((studio[1].folder / "uploads").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.exe", b"MZ", "only"), ("a.wav", b"RIFFnonsense", "not a sound file"), ("a.wav", sound(2.0), "30 to 900 s"),
+     ("a.mp3", b"", "not a sound file"), ("noending", b"x", "only")],
+)  # fmt: skip
+def test_uploads_that_are_no_songs(person, studio, name, content, message):
+    before = sorted((studio[1].folder / "uploads").iterdir())
+    answer = upload(person, name, content)
+    assert answer.status_code == 422 and message in answer.json()["error"]
+    assert str(studio[1].folder) not in answer.json()["error"]  # nobody needs to know our paths
+    assert sorted((studio[1].folder / "uploads").iterdir()) == before
+
+
+def test_uploads_are_limited(person, studio, monkeypatch):
+    monkeypatch.setattr("dsaml_jax.studio.app.MOST_UPLOAD_BYTES", 1000)
+    assert upload(person, "a.wav", sound(31.0)).status_code == 413
+    assert upload(person, "a.wav", b"x", kind="audio/wav").status_code == 415
+    monkeypatch.setattr("dsaml_jax.studio.app.MOST_UPLOADS", 1)
+    assert upload(person, "a.wav", b"x").status_code == 429
+
+
+def test_decoding_has_a_time_limit(person, studio, monkeypatch):
+    monkeypatch.setattr(library_module, "DECODE_SECONDS", 0.01)
+    answer = upload(person, "slow.wav", sound(33.0))
+    assert answer.status_code == 422 and "not decoded within" in answer.json()["error"]
+    monkeypatch.undo()
+    assert upload(person, "slow.wav", sound(33.0)).status_code == 200  # decoding goes on after that
+
+
+# ---- Starting.
+
+
+def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
+    config = serving.Settings(
+        checkpoint=small_run, songs=songs, study=tmp_path, blind=True, ratings=2
+    )
+    with running(config) as (address, study):
+        person = Person(address, study)
+        with pytest.raises(UsageError, match="another studio"), serving.open_study(config):
+            pass
+        song = song_named(study, "two").number
+        person.annotate(song, 0.5, 0.5)
+        person.adapt(song)
+        assert person.get(f"/songs/{song}/curves").status_code == 403  # blind
+        assert person.get("/curves").status_code == 403
+        assert person.get("/export.zip").status_code == 403
+    with running(config) as (address, study):
+        person.page = f"{address}/p/{person.who.token}"
+        state = person.state()
+        assert state["adaptation"]["ready"] and state["adaptation"]["finished"] and state["hidden"]
+        for _ in range(2):
+            trial = person.get("/trial").json()
+            person.post(
+                f"/trials/{trial['trial']}", {"chosen": "left", "fit_left": 4, "fit_right": 4}
+            )
+        assert person.get("/trial").json()["done"]
+        assert person.get(f"/songs/{song}/curves").json()["after"] is not None
+
+
+def test_addresses_that_others_reach_need_a_password(
+    small_run, songs, tmp_path, capsys, monkeypatch
+):
+    asked = [
+        "studio",
+        "--checkpoint",
+        str(small_run),
+        "--songs",
+        str(songs),
+        "--study",
+        str(tmp_path / "s"),
+        "--port",
+        "0",
+    ]
+    assert main([*asked, "--host", "0.0.0.0"]) == 2
+    assert "DSAML_STUDIO_PASSWORD" in capsys.readouterr().err
+    monkeypatch.setenv("DSAML_STUDIO_PASSWORD", "short")
+    assert main([*asked, "--host", "0.0.0.0"]) == 2
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_cannot_start_says_why(small_run, tmp_path, capsys):
+    asked = [
+        "studio",
+        "--checkpoint",
+        str(small_run),
+        "--study",
+        str(tmp_path / "s"),
+        "--port",
+        "0",
+    ]
+    assert main([*asked, "--songs", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main([*asked, "--songs", str(tmp_path / "empty")]) == 2
+    assert "no song can be used" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main([*asked[:-1], str(port), "--songs", str(tmp_path / "empty")]) == 2
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_song_that_cannot_be_decoded_harms_no_other(studio, monkeypatch):
+    _, study = studio
+
+    def fail(song):
+        raise DataError("no")
+
+    monkeypatch.setattr(study.library, "features", fail)
+    study.modelling.prepare(song_named(study, "one"))
+    study.modelling.wait_until_warm()  # the thread lives
