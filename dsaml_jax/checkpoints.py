@@ -30,7 +30,7 @@ from data_prep.features import FeatureConfig
 from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import ModelConfig, PyTree
-from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
+from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json, with_settings
 from dsaml_jax.devices import is_first
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models.dsaml import DSAML
@@ -428,6 +428,18 @@ def load_model(directory: Path) -> LoadedModel:
         return LoadedModel(model, store.restore_model(step, like), info, step)
     finally:
         store.close()
+
+
+def at_strength(loaded: LoadedModel, strength: float | None) -> LoadedModel:
+    """The same model, adapting by another share of the way (`meta.strength`); None: as it is.
+
+    Raises:
+      UsageError: not in [0, 1].
+    """
+    if strength is None:
+        return loaded
+    config = with_settings(loaded.info.config, [f"meta.strength={strength}"])
+    return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, config=config))
 
 
 def weights_digest(loaded: LoadedModel) -> str:

@@ -265,6 +265,7 @@ def _add_personalize(add: Add) -> None:
     personalize.add_argument("--annotations", type=Path, required=True,
                              help="CSV with the columns time [s], arousal, valence; values in [-1, 1], any rate")  # fmt: skip
     personalize.add_argument("--out", type=Path, required=True, help="folder for the personal model")  # fmt: skip
+    _add_strength(personalize)
     _add_imagebind_weights(personalize)
 
 
@@ -292,6 +293,7 @@ def _add_studio(add: Add) -> None:
     studio.add_argument("--port", type=int, default=8765, help="0: any that is free (default: %(default)s)")  # fmt: skip
     studio.add_argument("--allow-host", action="append", default=[], metavar="NAME[:PORT]",
                         help="a further name that browsers call this server by, such as a proxy's")  # fmt: skip
+    _add_strength(studio)
     _add_imagebind_weights(studio)
 
 
@@ -337,6 +339,12 @@ def _add_experiment(add: Add) -> None:
     size.add_argument("--full", action="store_true", help="the published size, for an accelerator (default for deam and pmemo)")  # fmt: skip
     experiment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                             help="a setting of every model, as for 'dsaml train'")  # fmt: skip
+
+
+def _add_strength(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--strength", type=float, metavar="SHARE",
+                         help="how far to adapt, from 0 to 1; all the way gains more in the mean, for fewer listeners\n"
+                              "(default: the checkpoint's, 0.6 with our presets)")  # fmt: skip
 
 
 def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:

@@ -290,13 +290,13 @@ def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Co
 
 def personalize_command(options: argparse.Namespace) -> None:
     """Runs `dsaml personalize`."""
-    from dsaml_jax.checkpoints import load_model, require_free
+    from dsaml_jax.checkpoints import at_strength, load_model, require_free
     from dsaml_jax.personalize import personalize, save_personalized
     from dsaml_jax.progress import Console
 
     console = Console(options.quiet)
     require_free(options.out)
-    loaded = load_model(options.checkpoint)
+    loaded = at_strength(load_model(options.checkpoint), options.strength)
     result = personalize(loaded, options.audio, options.annotations, options.imagebind_weights)
     save_personalized(options.out, loaded, result, options.audio.name)
     for name, before, after in zip(
@@ -363,7 +363,7 @@ def studio_command(options: argparse.Namespace) -> None:
         checkpoint=options.checkpoint, songs=options.songs, study=options.study, everyone=options.everyone,
         host=options.host, port=options.port, allowed_hosts=tuple(options.allow_host),
         password=os.environ.get("DSAML_STUDIO_PASSWORD", ""), blind=options.blind, ratings=options.ratings,
-        uploads=not options.no_uploads, weights=options.imagebind_weights,
+        uploads=not options.no_uploads, weights=options.imagebind_weights, strength=options.strength,
     )  # fmt: skip
     serve(settings, show)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_prep.base import DataError
 from dsaml_jax import UsageError
-from dsaml_jax.checkpoints import load_model
+from dsaml_jax.checkpoints import at_strength, load_model
 from dsaml_jax.personalize import (
     features_of_file,
     on_grid,
@@ -115,6 +115,18 @@ def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):
         results[level] = predict_file(mine, song)
     assert results[0.9][:, 0].mean() > general[:, 0].mean() > results[-0.9][:, 0].mean()
     assert results[0.9][:, 1].mean() < general[:, 1].mean() < results[-0.9][:, 1].mean()
+
+
+def test_strength_is_asked_for(small_run, song, tmp_path):
+    loaded = load_model(small_run)
+    path = write_csv(tmp_path / "a.csv", steady(0.9, -0.9))
+    gains = []
+    for strength in (0.0, 0.5, None, 1.0):  # None: 0.6, the preset's
+        result = personalize(at_strength(loaded, strength), song, path)
+        gains.append(float((result.before - result.after).mean()))
+    assert gains[0] == 0.0 and gains == sorted(set(gains))
+    with pytest.raises(UsageError, match="strength"):
+        at_strength(loaded, 1.5)
 
 
 def test_support_takes_labelled_windows_only(small_run, song):

@@ -14,7 +14,7 @@ import uvicorn
 
 from data_prep.analysis import embedder
 from data_prep.base import replacing
-from dsaml_jax.checkpoints import LoadedModel, load_model
+from dsaml_jax.checkpoints import LoadedModel, at_strength, load_model
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio.app import Study, application
 from dsaml_jax.studio.guard import is_loopback
@@ -41,6 +41,7 @@ class Settings:
       ratings: songs each participant rates.
       uploads: whether participants may bring songs.
       weights: of ImageBind.
+      strength: how far to adapt, see :class:`~dsaml_jax.config.MetaConfig`; None: as the checkpoint says.
     """
 
     checkpoint: Path
@@ -55,6 +56,7 @@ class Settings:
     ratings: int = 10
     uploads: bool = True
     weights: Path | None = None
+    strength: float | None = None
 
 
 MIN_PASSWORD = 8
@@ -95,7 +97,7 @@ def open_study(settings: Settings) -> Iterator[Study]:
       UsageError: another studio holds it, or the models do not fit.
       DataError: no song can be used.
     """
-    loaded = load_model(settings.checkpoint)
+    loaded = at_strength(load_model(settings.checkpoint), settings.strength)
     everyone = _everyone(settings, loaded)
     settings.study.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(settings.study / ".lock", timeout=0.0)
