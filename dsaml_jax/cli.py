@@ -344,7 +344,7 @@ def _add_experiment(add: Add) -> None:
 def _add_strength(command: argparse.ArgumentParser) -> None:
     command.add_argument("--strength", type=float, metavar="SHARE",
                          help="how far to adapt, from 0 to 1; all the way gains more in the mean, for fewer listeners\n"
-                              "(default: the checkpoint's, 0.6 with our presets)")  # fmt: skip
+                              "(default: the checkpoint's, 0.4 with our presets)")  # fmt: skip
 
 
 def _add_imagebind_weights(command: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ from dsaml_jax.experiment.statistics import by_unit
 from dsaml_jax.experiment.tables import all_columns
 from dsaml_jax.report import environment
 
-STRENGTHS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHARES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 SUPPORTS = 6
 """Tasks of each listener."""
@@ -74,7 +74,7 @@ def rows_of(before: Scores, after: dict[str, Scores]) -> list[str]:
         for metric in ("ccc", "rmse"):
             change = scores_after[metric] - before[metric]
             gains = change < 0 if better_when(metric) == "lower" else change > 0
-            cells += [f"{scores_after[metric].mean():.4f}", f"{change.mean():+.4f}", f"{np.median(change):+.4f}", f"{gains.mean():.0%}"]  # fmt: skip
+            cells += [f"{scores_after[metric].mean():.4f}", f"{change.mean():+.4f}", f"{np.median(change):+.5f}", f"{gains.mean():.0%}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
