@@ -50,20 +50,25 @@ class Person:
     def state(self):
         return self.get("/state").json()
 
-    def annotate(self, song, arousal, valence, dimension="both", seconds=45.0):
-        take = self.post(f"/songs/{song}/takes", {"dimension": dimension}).json()
-        times = np.arange(0, seconds, 0.05)
+    def begin(self, song, dimension="both", **more):
+        return self.post(f"/songs/{song}/takes", {"dimension": dimension} | more).json()
+
+    def log(self, take, first, entries):
+        sent = {"session": take["session"], "first": first, "entries": entries}
+        return self.post(f"/takes/{take['take']}/log", sent)
+
+    def finish(self, take, count):
+        return self.post(f"/takes/{take['take']}/finish", {"session": take["session"], "count": count})  # fmt: skip
+
+    def annotate(self, song, arousal, valence, dimension="both", seconds=45.0, **more):
+        take = self.begin(song, dimension, **more)
         drawn = [
-            [round(1000 * t), arousal + 0.1 * np.sin(t), valence + 0.1 * np.cos(t)] for t in times
+            [round(1000 * t), arousal + 0.1 * np.sin(t), valence + 0.1 * np.cos(t), None]
+            for t in np.arange(0, seconds, 0.05)
         ]
         for first in range(0, len(drawn), 100):
-            sent = {
-                "session": take["session"],
-                "first": first,
-                "entries": drawn[first : first + 100],
-            }
-            assert self.post(f"/takes/{take['take']}/log", sent).status_code == 200
-        assert self.post(f"/takes/{take['take']}/finish").status_code == 200
+            assert self.log(take, first, drawn[first : first + 100]).status_code == 200
+        assert self.finish(take, len(drawn)).status_code == 200
 
     def adapt(self, song):
         assert self.post(f"/songs/{song}/adapt").status_code == 200

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import json
 import random
+import shutil
 import socket
+import threading
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,7 +42,7 @@ PASSWORD = "correct horse"
 
 
 def entries_of(times, value):
-    return [(round(float(t), 3), value, -value) for t in times]
+    return [(round(float(t), 3), value, -value, None) for t in times]
 
 
 def test_what_is_drawn_later_replaces_what_it_goes_over():
@@ -53,15 +58,38 @@ def test_what_is_drawn_later_replaces_what_it_goes_over():
 
 def test_erasing_takes_all_that_follows_and_only_that():
     drawn = entries_of(np.arange(0, 10, 0.05), 0.1)
-    curve = drawn_curve([*drawn, (5.0, None, None)])
+    curve = drawn_curve([*drawn, (5.0, None, None, None)])
     assert curve[-1, 0] < 5.0 and len(curve) == 100
-    later = drawn_curve([*drawn, (5.0, None, None), *entries_of(np.arange(5, 7, 0.05), 0.7)])
+    later = drawn_curve([*drawn, (5.0, None, None, None), *entries_of(np.arange(5, 7, 0.05), 0.7)])
     np.testing.assert_allclose(later[later[:, 0] >= 5, 1], 0.7)
     assert len(later) == 140
 
 
+def test_a_part_can_be_erased():
+    drawn = entries_of(np.arange(0, 10, 0.05), 0.1)
+    curve = drawn_curve([*drawn, (5.0, None, None, 7.0)])
+    gone = (curve[:, 0] >= 5.0) & (curve[:, 0] < 7.0)
+    assert not gone.any() and len(curve) == 160
+
+
+def test_a_jump_leaves_what_it_skips_alone():
+    drawn = entries_of(np.arange(0, 10, 0.05), 0.1)
+    again = entries_of(np.arange(2, 3, 0.05), 0.5)
+    on = entries_of(np.arange(3.6, 4, 0.05), 0.9)
+    jump = (3.6, None, None, 3.6)
+    curve = drawn_curve([*drawn, *again, jump, *on])
+    between = (curve[:, 0] > 3.0) & (curve[:, 0] < 3.55)
+    assert between.sum() >= 10
+    np.testing.assert_allclose(curve[between, 1], 0.1)
+    assert len(drawn_curve([*drawn, *again, *on])) < len(curve)  # without it one run went over all
+
+
+def test_of_two_values_at_one_time_the_later_counts():
+    assert drawn_curve([(1.0, 0.1, 0.1, None), (1.0, 0.2, 0.2, None)])[:, 1].tolist() == [0.2]
+
+
 def test_one_dimension_leaves_the_other_unknown():
-    curve = drawn_curve([(0.0, 0.5, None), (0.1, 0.6, None)])
+    curve = drawn_curve([(0.0, 0.5, None, None), (0.1, 0.6, None, None)])
     np.testing.assert_allclose(curve[:, 1], [0.5, 0.6])
     assert np.isnan(curve[:, 2]).all()
     assert drawn_curve([]).shape == (0, 3)
@@ -75,15 +103,15 @@ def test_any_history_gives_what_a_tape_would_hold(history):
     log = []
     for number, (first, count, erase) in enumerate(history):
         if erase:
-            log.append((first / 20, None, None))
-            tape[first:] = np.nan
+            log.append((first / 20, None, None, (first + count) / 20))
+            tape[first : first + count] = np.nan
             continue
         if log and log[-1][1] is not None and 0 <= first / 20 - log[-1][0] <= 1.0:
             tape[round(log[-1][0] * 20) + 1 : first] = (
                 np.nan
             )  # one run: it goes over what lies between
         value = (number + 1) / 10
-        log += [(place / 20, value, value) for place in range(first, first + count)]
+        log += [(place / 20, value, value, None) for place in range(first, first + count)]
         tape[first : first + count] = value
     curve = drawn_curve(log)
     places = np.round(curve[:, 0] * 20).astype(int)
@@ -93,12 +121,13 @@ def test_any_history_gives_what_a_tape_would_hold(history):
 
 @pytest.mark.parametrize(
     "entries",
-    [None, {}, [[0, 0]], [[0, 2, 0]], [[-1, 0, 0]], [[1e9, 0, 0]], [["0", 0, 0]], [[0, True, 0]],
-     [[0, float("nan"), 0]], [[0, 0, 0]] * 20_001],
+    [None, {}, [[0, 0, 0]], [[0, 2, 0, None]], [[-1, 0, 0, None]], [[1e9, 0, 0, None]], [["0", 0, 0, None]],
+     [[0, True, 0, None]], [[0, float("nan"), 0, None]], [[0, 0, 0, None]] * 20_001, [[10**400, 0, 0, None]],
+     [[5, None, None, 4]], [[float("inf"), 0, 0, None]]],
 )  # fmt: skip
 def test_entries_that_are_none(entries):
     with pytest.raises(UsageError):
-        check_entries(entries, 45.0)
+        check_entries(entries)
 
 
 # ---- The store.
@@ -107,22 +136,52 @@ def test_entries_that_are_none(entries):
 def test_entries_sent_twice_are_kept_once(tmp_path):
     store = Store(tmp_path / "s.sqlite")
     who = store.add_participant("a")
-    take = store.begin_take(who, store.song_number("d", "x"), "both", practice=False)
-    session = store.open_session(take)
+    song = store.song_number("d", "x")
+    take = store.begin_take(who, song, "both", practice=False)
     entries = entries_of(range(10), 0.1)
-    assert store.log(take, session, 0, entries[:6]) == 6
-    assert store.log(take, session, 0, entries[:8]) == 8  # the answer to the first was lost
-    assert store.log(take, session, 3, entries[3:5]) == 8
+    assert store.log(take.number, take.session, 0, entries[:6]) == 6
+    assert (
+        store.log(take.number, take.session, 0, entries[:8]) == 8
+    )  # the answer to the first was lost
+    assert store.log(take.number, take.session, 3, entries[3:5]) == 8
     with pytest.raises(UsageError, match="missing"):
-        store.log(take, session, 9, entries[9:])
-    assert store.entries(take) == entries[:8]
-    newer = store.open_session(take)
-    with pytest.raises(UsageError, match="another window"):
-        store.log(take, session, 8, entries[8:])
-    store.finish_take(take)
+        store.log(take.number, take.session, 9, entries[9:])
+    newer = store.begin_take(who, song, "both", practice=False)
+    assert (newer.number, newer.entries) == (take.number, entries[:8])
+    for stale in (
+        lambda: store.log(take.number, take.session, 8, entries[8:]),
+        lambda: store.finish_take(take.number, take.session, 8),
+    ):
+        with pytest.raises(UsageError, match="another window"):
+            stale()
+    with pytest.raises(UsageError, match="8 of 9"):
+        store.finish_take(newer.number, newer.session, 9)
+    store.finish_take(newer.number, newer.session, 8)
     with pytest.raises(UsageError, match="finished"):
-        store.log(take, newer, 8, entries[8:])
-    assert Store(tmp_path / "s.sqlite").entries(take) == entries[:8]
+        store.log(newer.number, newer.session, 8, entries[8:])
+    assert Store(tmp_path / "s.sqlite").entries(take.number) == entries[:8]
+    assert store.begin_take(who, song, "both", practice=False).number != take.number
+
+
+def test_two_windows_make_one_plan(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    songs = [store.song_number(str(i), str(i)) for i in range(30)]
+    for _ in range(10):
+        who = store.add_participant("a")
+        adaptation = store.add_adaptation(who, songs[0])
+        ready = threading.Barrier(2)
+
+        def ask(who=who, adaptation=adaptation, ready=ready):
+            planned = ratings.plan(songs, 10, random.Random())
+            ready.wait()
+            store.add_trials(who, adaptation, planned, blind=True)
+
+        with ThreadPoolExecutor(2) as pool:
+            for asked in [pool.submit(ask) for _ in range(2)]:
+                asked.result()
+        trials = store.trials(who)
+        assert [trial["position"] for trial in trials] == list(range(10))
+        assert sum(trial["adapted_side"] == "left" for trial in trials) == 5
 
 
 def test_a_file_that_is_no_study(tmp_path):
@@ -158,6 +217,13 @@ def test_the_summary_is_what_was_answered():
     assert ratings.summarise([]) == {"trials": 0, "rated": 0}
     alone = ratings.summarise(trials[:2])
     assert alone["fit_difference"] == pytest.approx(2.0)
+    # Means that differ by rounding alone have an interval too, not NaN.
+    thirds = [
+        trial(who, "left", "left", 3 + extra, 2 + extra)
+        for who in (1, 2, 3)
+        for extra in (0, 2, who)
+    ]
+    json.dumps(ratings.summarise(thirds), allow_nan=False)
 
 
 # ---- A study that runs.
@@ -222,12 +288,7 @@ def test_one_dimension_at_a_time(person, studio):
 
 def test_practice_is_never_used(person, studio):
     song = song_named(studio[1], "one").number
-    take = person.post(f"/songs/{song}/takes", {"dimension": "both", "practice": True}).json()
-    person.post(
-        f"/takes/{take['take']}/log",
-        {"session": take["session"], "first": 0, "entries": [[0, 0, 0]] * 500},
-    )
-    person.post(f"/takes/{take['take']}/finish")
+    person.annotate(song, 0.2, 0.2, practice=True)
     state = person.state()
     assert state["practised"] and all(not song["drawn"] for song in state["songs"])
     assert person.post(f"/songs/{song}/adapt").status_code == 422
@@ -235,20 +296,17 @@ def test_practice_is_never_used(person, studio):
 
 def test_a_reload_goes_on_where_it_was(person, studio):
     song = song_named(studio[1], "four").number
-    first = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
+    first = person.begin(song)
     assert (first["next"], first["curve"]) == (0, [])
-    sent = {
-        "session": first["session"],
-        "first": 0,
-        "entries": [[50 * i, 0.1, 0.2] for i in range(40)],
+    assert person.log(first, 0, [[50 * i, 0.1, 0.2, None] for i in range(40)]).json() == {
+        "next": 40
     }
-    assert person.post(f"/takes/{first['take']}/log", sent).json() == {"next": 40}
-    again = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
+    again = person.begin(song)
     assert (again["take"], again["next"], again["at"]) == (first["take"], 40, 1.95)
     assert again["curve"][-1] == [1.95, 0.1, 0.2]
-    late = {"session": first["session"], "first": 40, "entries": [[2000, 0, 0]]}
-    assert "another window" in person.post(f"/takes/{first['take']}/log", late).json()["error"]
-    fresh = person.post(f"/songs/{song}/takes", {"dimension": "both", "fresh": True}).json()
+    assert "another window" in person.log(first, 40, [[2000, 0, 0, None]]).json()["error"]
+    assert "another window" in person.finish(first, 40).json()["error"]
+    fresh = person.begin(song, fresh=True)
     assert fresh["take"] != first["take"] and fresh["next"] == 0
 
 
@@ -259,20 +317,37 @@ def test_twenty_at_once_lose_nothing(studio):
 
     def draw(person):
         source = random.Random(person.who.id)
-        take = person.post(f"/songs/{song}/takes", {"dimension": "both"}).json()
-        drawn = [[50 * i, source.uniform(-1, 1), source.uniform(-1, 1)] for i in range(400)]
+        take = person.begin(song)
+        drawn = [[50 * i, source.uniform(-1, 1), source.uniform(-1, 1), None] for i in range(400)]
         acknowledged = 0
         while acknowledged < len(drawn):
             upto = acknowledged + source.randrange(1, 30)
             first = max(0, acknowledged - source.randrange(0, 10))  # some are sent again
-            body = {"session": take["session"], "first": first, "entries": drawn[first:upto]}
-            acknowledged = person.post(f"/takes/{take['take']}/log", body).json()["next"]
+            acknowledged = person.log(take, first, drawn[first:upto]).json()["next"]
         return take["take"], drawn
 
     with ThreadPoolExecutor(20) as pool:
         for take, drawn in pool.map(draw, people):
-            kept = [[round(1000 * at), a, v] for at, a, v in study.store.entries(take)]
+            kept = [[round(1000 * at), a, v, end] for at, a, v, end in study.store.entries(take)]
             assert kept == drawn
+
+
+def test_wrong_passwords_keep_nobody_waiting(person, studio):
+    address, _ = studio
+    with ThreadPoolExecutor(60) as pool:
+        guesses = [pool.submit(_guess, address) for _ in range(60)]
+        time.sleep(0.5)
+        begun = time.monotonic()
+        assert person.get("/state").status_code == 200
+        assert time.monotonic() - begun < 2.0
+        assert sum(guess.done() for guess in guesses) <= 3  # one a second
+    assert all(guess.result() is None for guess in guesses)
+
+
+def _guess(address):
+    with contextlib.suppress(httpx.TimeoutException):
+        answer = httpx.post(f"{address}/owner/login", data={"key": "x"}, timeout=2.0)
+        assert answer.status_code == 403
 
 
 def test_rating_is_blind_and_counted(person, studio):
@@ -297,8 +372,11 @@ def test_rating_is_blind_and_counted(person, studio):
         assert person.post(f"/trials/{trial['trial']}", answer).status_code == 200
         assert person.post(f"/trials/{trial['trial']}", answer).status_code == 409
     assert len(seen) == len(set(seen)) == 4 and support not in seen
-    summary = ratings.summary_of_study(study.store)["participants"][f"{person.who.id:03d}"]
+    summary = ratings.summary_of_study(study.store)["participants"][ratings.listener_id(person.who)]
     assert (summary["share"], summary["fit_difference"]) == (1.0, 3.0)
+    assert not any(
+        trial["blind"] for trial in study.store.trials(person.who)
+    )  # the study is not, and says so
 
 
 # ---- The owner, and what leaves.
@@ -332,7 +410,10 @@ def test_links_are_made_by_the_owner(studio, owner):
     made = owner.post("/owner/participants", json={"name": "<b>Ann</b>"})
     page = httpx.get(f"{address}/p/{made.json()['token']}")
     assert page.status_code == 200
-    assert owner.post("/owner/participants", json={"name": " "}).status_code == 422
+    for name in (" ", 7, None, "x" * 61, "\ud800"):
+        content = json.dumps({"name": name})
+        assert owner.post("/owner/participants", content=content, headers={"Content-Type": "application/json"}).status_code == 422  # fmt: skip
+    assert owner.post("/owner/participants", json=[]).status_code == 422
     people = owner.get("/owner/state").json()["people"]
     assert people[-1]["name"] == "<b>Ann</b>"
 
@@ -441,16 +522,15 @@ def test_paths_that_lead_elsewhere(studio, path):
 def test_somebody_elses_take_is_nobodys(studio):
     address, study = studio
     first, second = Person(address, study), Person(address, study)
-    take = first.post(
-        f"/songs/{song_named(study, 'one').number}/takes", {"dimension": "both"}
-    ).json()
-    stolen = {"session": take["session"], "first": 0, "entries": [[0, 0, 0]]}
-    assert second.post(f"/takes/{take['take']}/log", stolen).status_code == 404
-    assert second.post(f"/takes/{take['take']}/finish").status_code == 404
+    take = first.begin(song_named(study, "one").number)
+    assert second.log(take, 0, [[0, 0, 0, None]]).status_code == 404
+    assert second.finish(take, 0).status_code == 404
+    assert first.post(f"/takes/{10**30}/finish").status_code == 404
+    assert first.post(f"/trials/{10**30}", {"chosen": "left", "fit_left": 1, "fit_right": 1}).status_code == 404  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"[1", b"\xff", b"7", b'"x"', b"null", b"[]", b'{"dimension": 3}']
+    "sent", [b"", b"[1", b"\xff", b"7", b'"x"', b"null", b"[]", b'{"dimension": 3}', b"[" * 100_000]
 )
 def test_bodies_that_are_nothing(person, studio, sent):
     song = song_named(studio[1], "one").number
@@ -483,10 +563,15 @@ def test_songs_of_ones_own(person, studio):
     assert answer.status_code == 200, answer.text
     song = studio[1].library.get(answer.json()["number"])
     assert song.path.parent == studio[1].folder / "uploads" and song.name == "<script>"
+    stranger = Person(*studio)  # nobody else sees it
+    assert song.number in {song["number"] for song in person.state()["songs"]}
+    assert song.number not in {song["number"] for song in stranger.state()["songs"]}
+    assert stranger.get(f"/songs/{song.number}/audio").status_code == 404
     played = person.client.get(f"{person.page}/songs/{song.number}/audio", headers={"Range": "bytes=0-99"})  # fmt: skip
     assert played.status_code == 206 and len(played.content) == 100
     again = upload(person, "other.wav", sound(31.5))
     assert again.json()["number"] == song.number  # the same bytes
+    assert upload(person, "音" * 90 + ".wav", sound(31.5)).status_code == 200
     assert len(list((studio[1].folder / "uploads").iterdir())) == 1
 
 
@@ -507,16 +592,18 @@ def test_uploads_are_limited(person, studio, monkeypatch):
     monkeypatch.setattr("dsaml_jax.studio.app.MOST_UPLOAD_BYTES", 1000)
     assert upload(person, "a.wav", sound(31.0)).status_code == 413
     assert upload(person, "a.wav", b"x", kind="audio/wav").status_code == 415
-    monkeypatch.setattr("dsaml_jax.studio.app.MOST_UPLOADS", 1)
+    monkeypatch.setattr("dsaml_jax.studio.app.MOST_UPLOADS", 0)
     assert upload(person, "a.wav", b"x").status_code == 429
 
 
 def test_decoding_has_a_time_limit(person, studio, monkeypatch):
-    monkeypatch.setattr(library_module, "DECODE_SECONDS", 0.01)
-    answer = upload(person, "slow.wav", sound(33.0))
+    monkeypatch.setattr(library_module, "DECODE_SECONDS", 0.1)
+    answer = upload(person, "slow.wav", sound(800.0))
     assert answer.status_code == 422 and "not decoded within" in answer.json()["error"]
     monkeypatch.undo()
-    assert upload(person, "slow.wav", sound(33.0)).status_code == 200  # decoding goes on after that
+    assert (
+        upload(person, "quick.wav", sound(33.0)).status_code == 200
+    )  # decoding goes on after that
 
 
 # ---- Starting.
@@ -547,6 +634,46 @@ def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
             )
         assert person.get("/trial").json()["done"]
         assert person.get(f"/songs/{song}/curves").json()["after"] is not None
+
+
+def test_what_was_asked_for_when_it_stopped_is_done_after_that(
+    small_run, songs, tmp_path, monkeypatch
+):
+    mine = tmp_path / "songs"
+    shutil.copytree(songs, mine)
+    damaged = (mine / "five.flac").read_bytes()
+    (mine / "five.flac").write_bytes(damaged[: len(damaged) // 3])  # its header can be read
+    config = serving.Settings(checkpoint=small_run, songs=mine, study=tmp_path / "study", ratings=3)
+    with running(config) as (address, study):
+        person, late = Person(address, study), Person(address, study)
+        song = song_named(study, "two").number
+        for somebody in (person, late):
+            somebody.annotate(song, 0.5, 0.5)
+        person.adapt(song)
+        monkeypatch.setattr(
+            study.modelling, "_adapt", lambda *_: None
+        )  # the stop comes before the job
+        late.post(f"/songs/{song}/adapt")
+    (folder,) = (tmp_path / "study" / "cache" / "curves").glob("adapted-*")
+    for curve in folder.iterdir():
+        curve.unlink()
+    with running(config) as (address, study):
+        for somebody in (person, late):
+            somebody.page = f"{address}/p/{somebody.who.token}"
+            while not (adaptation := somebody.state()["adaptation"])["finished"]:
+                assert not adaptation["error"]
+                time.sleep(0.05)
+            assert adaptation["ready"] and adaptation["of"] == 5
+            rated = 0
+            while not (trial := somebody.get("/trial").json()).get("done"):
+                assert "waiting" not in trial
+                somebody.post(f"/trials/{trial['trial']}", {"chosen": "left", "fit_left": 4, "fit_right": 4})  # fmt: skip
+                rated += 1
+            assert rated == 3
+        assert "five.flac" in study.library.refused
+    changed = dataclasses.replace(config, strength=1.0)
+    with pytest.raises(UsageError, match="another checkpoint or strength"), serving.open_study(changed):  # fmt: skip
+        pass
 
 
 def test_addresses_that_others_reach_need_a_password(
@@ -597,6 +724,10 @@ def test_a_song_that_cannot_be_decoded_harms_no_other(studio, monkeypatch):
     def fail(song):
         raise DataError("no")
 
+    song = song_named(study, "one")
     monkeypatch.setattr(study.library, "features", fail)
-    study.modelling.prepare(song_named(study, "one"))
+    study.modelling.prepare(song)
+    while study.library.get(song.number) is not None:
+        time.sleep(0.01)
+    assert study.library.refused[song.path.name] == "no"
     study.modelling.wait_until_warm()  # the thread lives

@@ -74,7 +74,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, lower_is_better: 
         raise ValueError(f"{ours.shape} and {theirs.shape} are not two or more paired units")
     difference = ours - theirs
     low = high = mean = float(difference.mean())
-    if np.ptp(difference) > 0.0:
+    if np.ptp(difference) > NO_DIFFERENCE:  # rounding has no spread to draw from
         interval = stats.bootstrap(
             (difference,),
             np.mean,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
-import hmac
 import json
 import random
 import secrets
-import threading
-import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
+import numpy as np
+from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -35,7 +37,7 @@ from data_prep.base import DataError, printable
 from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio import export, ratings
-from dsaml_jax.studio.guard import OWNER_COOKIE, Guard, is_owner
+from dsaml_jax.studio.guard import Guard, Session, same
 from dsaml_jax.studio.library import MOST_UPLOAD_BYTES, Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling, curve_rows
 from dsaml_jax.studio.store import Participant, Store
@@ -45,7 +47,7 @@ MOST_JSON_BYTES = 2_000_000
 MOST_NAME = 60
 MOST_UPLOADS = 20
 LOGIN_SECONDS = 1.0
-"""A wrong password costs so long."""
+"""A wrong password costs so long, one after the other."""
 
 _HERE = Path(__file__).parent
 
@@ -152,7 +154,7 @@ async def _json(request: Request, most: int = MOST_JSON_BYTES) -> Any:
         raise HTTPException(415, "send application/json")
     try:
         return json.loads(await _body(request, most))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HTTPException(400, "this is not JSON") from None
 
 
@@ -174,8 +176,11 @@ class _Pages:
         self._study = study
         self._store, self._library = study.store, study.library
         self._modelling = study.modelling
-        self._exporting = threading.Lock()  # matplotlib's settings are one for all threads
-        self._uploads: dict[int, int] = {}
+        self._session = Session()
+        self._guessing = asyncio.Lock()
+        # Threads of their own: recording never waits for these. One export at a time, as matplotlib's settings are
+        # one for all threads.
+        self._uploading, self._exporting = CapacityLimiter(2), CapacityLimiter(1)
 
     # ---- Who asks.
 
@@ -185,14 +190,14 @@ class _Pages:
             raise HTTPException(404, "This link belongs to nobody. Ask for it again.")
         return who
 
-    def _song(self, request: Request) -> StudioSong:
-        song = self._library.get(request.path_params["song"])
-        if song is None:
+    def _song(self, request: Request) -> tuple[Participant, StudioSong]:
+        who, song = self._who(request), self._library.get(request.path_params["song"])
+        if song is None or (song.brought_by is not None and who.id not in song.brought_by):
             raise HTTPException(404, "There is no such song.")
-        return song
+        return who, song
 
     def _require_owner(self, request: Request) -> None:
-        if not is_owner(request, self._study.key):
+        if not self._session.holds(request):
             raise HTTPException(403, "Only the study's owner can see this.")
 
     # ---- The owner.
@@ -208,34 +213,34 @@ class _Pages:
         """The owner's page, or the way in."""
         key = request.query_params.get("key")
         if key is not None:
-            return await self._let_in(key)
-        if not is_owner(request, self._study.key):
+            return await self._let_in(request, key)
+        if not self._session.holds(request):
             return _page("login.html", failed=False)
         return _page("owner.html", blind=self._study.blind, refused=self._library.refused, songs=list(self._library))  # fmt: skip
 
     async def login(self, request: Request) -> Response:
         """Takes the password from the form."""
-        from urllib.parse import parse_qs
-
         form = parse_qs((await _body(request, 10_000)).decode(errors="replace"))
-        return await self._let_in(form.get("key", [""])[0])
+        return await self._let_in(request, form.get("key", [""])[0])
 
-    async def _let_in(self, key: str) -> Response:
+    async def _let_in(self, request: Request, key: str) -> Response:
         known = [self._study.key, *filter(None, [self._study.password])]
-        if not any(hmac.compare_digest(key.encode(), one.encode()) for one in known):
-            await run_in_threadpool(time.sleep, LOGIN_SECONDS)
+        if not any(same(key, one) for one in known):
+            async with self._guessing:
+                await asyncio.sleep(LOGIN_SECONDS)
             page = _page("login.html", failed=True)
             page.status_code = 403
             return page
         response = RedirectResponse("/owner", 303)
-        response.set_cookie(OWNER_COOKIE, self._study.key, httponly=True, samesite="strict")
+        self._session.begin(response, secure=request.url.scheme == "https")
         return response
 
     async def add_participant(self, request: Request) -> Response:
         """Makes a link."""
         self._require_owner(request)
-        name = (await _json(request)).get("name", "")
-        if not isinstance(name, str) or not 0 < len(name.strip()) <= MOST_NAME:
+        asked = await _json(request)
+        name = asked.get("name") if isinstance(asked, dict) else None
+        if not isinstance(name, str) or not 0 < len(name.strip()) <= MOST_NAME or not ratings.is_text(name):  # fmt: skip
             raise UsageError(f"a name has 1 to {MOST_NAME} characters")
         who = await run_in_threadpool(self._store.add_participant, printable(name.strip()))
         return JSONResponse({"token": who.token})
@@ -250,7 +255,7 @@ class _Pages:
         for who in self._store.participants():
             trials = self._store.trials(who)
             people.append({
-                "id": export.listener_id(who), "name": who.name, "token": who.token,
+                "id": ratings.listener_id(who), "name": who.name, "token": who.token,
                 "annotated": len({take["song"] for take in self._store.finished_takes(who)}),
                 "adapted": bool(self._store.adaptations(who)),
                 "rated": sum(trial["rated"] is not None for trial in trials), "trials": len(trials),
@@ -271,13 +276,13 @@ class _Pages:
             return PlainTextResponse(text, headers=_attached(what))
         if what == "corpus.zip":
             path = self._study.folder / "export" / what
-            await run_in_threadpool(self._export, export.write_corpus, path)
+            await self._export(export.write_corpus, path)
             return FileResponse(path, filename=what)
         raise HTTPException(404, "There is no such file.")
 
-    def _export(self, write: Callable[..., None], path: Path, *first: Any) -> None:
-        with self._exporting:
-            write(path, *first, self._store, self._library, self._modelling)
+    async def _export(self, write: Callable[..., None], path: Path, *first: Any) -> None:
+        job = partial(write, path, *first, self._store, self._library, self._modelling)
+        await to_thread.run_sync(job, limiter=self._exporting)
 
     # ---- Participants: pages.
 
@@ -288,7 +293,7 @@ class _Pages:
 
     async def annotate(self, request: Request) -> Response:
         """The plane, and a song."""
-        who, song = await run_in_threadpool(self._who, request), self._song(request)
+        who, song = await run_in_threadpool(self._song, request)
         practice = request.query_params.get("practice") == "1"
         dimension = request.query_params.get("draw", "both")
         if dimension not in DIMENSIONS:
@@ -304,9 +309,17 @@ class _Pages:
 
     def _hidden(self, who: Participant) -> bool:
         """In a blind study curves are shown after the last rating."""
+        if not self._study.blind:
+            return False
         trials = self._store.trials(who)
-        rated = bool(trials) and all(trial["rated"] is not None for trial in trials)
-        return self._study.blind and not rated
+        if not trials:  # nothing to rate is nothing to wait for
+            return not self._store.adaptations(who) or bool(self._ratable(who))
+        return any(trial["rated"] is None and self._library.get(trial["song"]) for trial in trials)
+
+    def _ratable(self, who: Participant) -> list[int]:
+        """Songs of the study that somebody has not drawn, also not to practise."""
+        used = {row["song"] for row in self._store.rows("SELECT song FROM take WHERE participant = ? AND finished IS NOT NULL", who.id)}  # fmt: skip
+        return [song.number for song in self._library if song.brought_by is None and song.number not in used]  # fmt: skip
 
     async def rate(self, request: Request) -> Response:
         """Two curves, and questions."""
@@ -330,7 +343,7 @@ class _Pages:
         songs = [
             {"number": song.number, "name": song.name, "seconds": round(song.seconds, 1),
              "drawn": sorted(drawn.get(song.number, ()))}
-            for song in self._library
+            for song in self._library.of(who)
         ]  # fmt: skip
         practised = self._store.row(
             "SELECT 1 FROM take WHERE participant = ? AND practice AND finished IS NOT NULL", who.id
@@ -341,9 +354,8 @@ class _Pages:
         )
         adaptation = None
         if latest is not None:
-            progress = self._modelling.progress(latest["id"])
-            adaptation = dataclasses.asdict(progress) | {
-                "number": latest["id"], "song": latest["song"], "error": progress.error or latest["error"] or "",
+            adaptation = dataclasses.asdict(self._modelling.progress(latest)) | {
+                "number": latest["id"], "song": latest["song"],
                 "ready": latest["finished"] is not None and latest["error"] is None,
                 "before": latest["before"], "after": latest["after"],
             }  # fmt: skip
@@ -353,78 +365,64 @@ class _Pages:
             "adaptation": adaptation,
             "hidden": self._hidden(who),
             "rated": sum(trial["rated"] is not None for trial in trials),
-            "to_rate": len(trials) or min(self._study.ratings, max(len(self._library) - 1, 0)),
+            "to_rate": len(trials) or min(self._study.ratings, len(self._ratable(who))),
         }
 
     async def audio(self, request: Request) -> Response:
         """The sound of a song, in parts where browsers ask for parts."""
-        await run_in_threadpool(self._who, request)
-        path, media_type = await run_in_threadpool(self._library.playable, self._song(request))
+        _, song = await run_in_threadpool(self._song, request)
+        path, media_type = await to_thread.run_sync(self._library.playable, song, limiter=self._uploading)  # fmt: skip
         return FileResponse(path, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})  # fmt: skip
 
     async def begin_take(self, request: Request) -> Response:
         """A take to record into: the one that was left unfinished, or a fresh one."""
-        who, song = await run_in_threadpool(self._who, request), self._song(request)
+        who, song = await run_in_threadpool(self._song, request)
         asked = await _json(request)
         if not isinstance(asked, dict) or asked.get("dimension") not in DIMENSIONS:
             raise UsageError("dimension is both, arousal or valence")
-        answer = await run_in_threadpool(
-            self._begin_take, who, song, asked["dimension"], asked.get("practice") is True, asked.get("fresh") is True,
+        begin = partial(
+            self._store.begin_take, who, song.number, asked["dimension"],
+            practice=asked.get("practice") is True, fresh=asked.get("fresh") is True,
         )  # fmt: skip
-        return JSONResponse(answer)
+        take = await run_in_threadpool(begin)
+        curve = drawn_curve(take.entries)
+        return JSONResponse({
+            "take": take.number, "session": take.session, "next": len(take.entries),
+            "curve": [[None if np.isnan(x) else x for x in row] for row in curve.tolist()],
+            "at": take.entries[-1][0] if take.entries else 0.0,
+        })  # fmt: skip
 
-    def _begin_take(self, who: Participant, song: StudioSong, dimension: str, practice: bool, fresh: bool) -> dict[str, Any]:  # fmt: skip
-        last = None if fresh else self._store.open_take(who, song.number, dimension, practice=practice)  # fmt: skip
-        if last is None or last["finished"] is not None:
-            number = self._store.begin_take(who, song.number, dimension, practice=practice)
-            session = self._store.open_session(number)
-            return {"take": number, "session": session, "next": 0, "curve": [], "at": 0.0}
-        session = self._store.open_session(last["id"])
-        entries = self._store.entries(last["id"])
-        curve = [[x if x == x else None for x in row] for row in drawn_curve(entries).tolist()]
-        at = entries[-1][0] if entries else 0.0
-        return {
-            "take": last["id"],
-            "session": session,
-            "next": len(entries),
-            "curve": curve,
-            "at": at,
-        }
-
-    def _own_take(self, request: Request) -> tuple[int, StudioSong]:
-        take = self._store.take(self._who(request), request.path_params["take"])
-        song = None if take is None else self._library.get(take["song"])
-        if take is None or song is None:
+    def _own_take(self, request: Request) -> int:
+        take = self._store.take(self._who(request), _number(request, "take"))
+        if take is None:
             raise HTTPException(404, "There is no such take.")
-        return take["id"], song
+        return int(take["id"])
 
     async def log(self, request: Request) -> Response:
         """Keeps entries; those that came before are not kept twice, so a browser may send them again."""
-        take, song = await run_in_threadpool(self._own_take, request)
+        take = await run_in_threadpool(self._own_take, request)
         sent = await _json(request)
-        sent = sent if isinstance(sent, dict) else {}
-        session, first = sent.get("session"), sent.get("first")
-        if type(session) is not int or type(first) is not int or first < 0:
-            raise UsageError("session, and first, the number of the first entry, are needed")
-        entries = check_entries(sent.get("entries"), song.seconds)
+        session, first = _integers(sent, "session", "first")
+        entries = check_entries(sent.get("entries"))
         return JSONResponse({"next": await run_in_threadpool(self._store.log, take, session, first, entries)})  # fmt: skip
 
     async def finish(self, request: Request) -> Response:
-        """Closes a take."""
-        take, _ = await run_in_threadpool(self._own_take, request)
-        await run_in_threadpool(self._store.finish_take, take)
+        """Closes a take that is complete."""
+        take = await run_in_threadpool(self._own_take, request)
+        session, count = _integers(await _json(request), "session", "count")
+        await run_in_threadpool(self._store.finish_take, take, session, count)
         return JSONResponse({})
 
     async def adapt(self, request: Request) -> Response:
         """Starts to adapt."""
-        who, song = await run_in_threadpool(self._who, request), self._song(request)
+        who, song = await run_in_threadpool(self._song, request)
         await _json(request)
         number = await run_in_threadpool(self._modelling.adapt, who, song)
         return JSONResponse({"number": number})
 
     async def song_curves(self, request: Request) -> Response:
         """Everybody's curve of a song, and this listener's before and after."""
-        who, song = await run_in_threadpool(self._who, request), self._song(request)
+        who, song = await run_in_threadpool(self._song, request)
         return JSONResponse(await run_in_threadpool(self._song_curves, who, song))
 
     def _song_curves(self, who: Participant, song: StudioSong) -> dict[str, Any]:
@@ -447,12 +445,12 @@ class _Pages:
             raise HTTPException(403, "This study takes no songs.")
         if request.headers.get("content-type") != "application/octet-stream":
             raise HTTPException(415, "send application/octet-stream")
-        if self._uploads.get(who.id, 0) >= MOST_UPLOADS:
+        if sum(who.id in people for people in self._store.uploads().values()) >= MOST_UPLOADS:
             raise HTTPException(429, f"{MOST_UPLOADS} songs are the most")
-        self._uploads[who.id] = self._uploads.get(who.id, 0) + 1
         content = await _body(request, MOST_UPLOAD_BYTES)
         name = request.query_params.get("name", "")
-        song = await run_in_threadpool(self._library.upload, name, content)
+        take_in = partial(self._library.upload, who, name, content)
+        song = await to_thread.run_sync(take_in, limiter=self._uploading)
         self._modelling.prepare(song)
         return JSONResponse({"number": song.number, "name": song.name})
 
@@ -468,10 +466,8 @@ class _Pages:
         if not adaptations:
             raise HTTPException(409, "Annotate a song and adapt first.")
         if not self._store.trials(who):
-            used = {take["song"] for take in self._store.finished_takes(who)}
-            songs = [song.number for song in self._library if song.number not in used]
-            planned = ratings.plan(songs, self._study.ratings, random.Random(secrets.randbits(64)))
-            self._store.add_trials(who, adaptations[-1]["id"], planned)
+            planned = ratings.plan(self._ratable(who), self._study.ratings, random.Random(secrets.randbits(64)))  # fmt: skip
+            self._store.add_trials(who, adaptations[-1]["id"], planned, blind=self._study.blind)
         trials = self._store.trials(who)
         for trial in trials:
             song = self._library.get(trial["song"])
@@ -490,8 +486,8 @@ class _Pages:
         """Keeps a rating."""
         who = await run_in_threadpool(self._who, request)
         rating = ratings.check_rating(await _json(request))
-        rated = await run_in_threadpool(lambda: self._store.rate(who, request.path_params["trial"], **rating))  # fmt: skip
-        if not rated:
+        rate = partial(self._store.rate, who, _number(request, "trial"), **rating)
+        if not await run_in_threadpool(rate):
             raise HTTPException(409, "This was rated before.")
         return JSONResponse({})
 
@@ -502,8 +498,24 @@ class _Pages:
             raise HTTPException(403, "You can have your model when you have rated all songs.")
         name = hashlib.sha256(who.token.encode()).hexdigest()[:16]
         path = self._study.folder / "export" / f"{name}.zip"
-        await run_in_threadpool(self._export, export.write_own, path, who)
+        await self._export(export.write_own, path, who)
         return FileResponse(path, filename="my_ears.zip")
+
+
+def _number(request: Request, name: str) -> int:
+    """A number of the path that SQLite can hold."""
+    number: int = request.path_params[name]
+    if number >= 2**63:
+        raise HTTPException(404, "There is no such thing.")
+    return number
+
+
+def _integers(sent: Any, *names: str) -> list[int]:
+    """Numbers of an object, 0 or more."""
+    values = [sent.get(name) if isinstance(sent, dict) else None for name in names]
+    if not all(type(value) is int and 0 <= value < 2**63 for value in values):
+        raise UsageError(f"{' and '.join(names)} are needed, as whole numbers")
+    return values  # type: ignore[return-value]
 
 
 def _attached(name: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 import zipfile
@@ -19,7 +20,7 @@ from dsaml_jax.figures import song_curve, to_svg
 from dsaml_jax.personalize import curve_table
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling
-from dsaml_jax.studio.ratings import SIDES, summary_of_study
+from dsaml_jax.studio.ratings import SIDES, listener_id, summary_of_study
 from dsaml_jax.studio.store import Participant, Row, Store
 
 _DYNAMIC = "dynamic (per second annotations)"
@@ -33,11 +34,6 @@ folder/  all that was drawn, from the first second on:
            dsaml prepare folder --root folder --out DATA
 songs.csv says which file a song was.
 """
-
-
-def listener_id(who: Participant) -> str:
-    """How a participant is called outside of the study: never by name."""
-    return f"listener{who.id:03d}"
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -120,10 +116,10 @@ def _samples(steps: int) -> list[str]:
 def recorded_table(store: Store) -> str:
     """CSV of every entry as it was recorded, erased ones too."""
     rows = store.rows(
-        "SELECT participant, song, take, dimension, practice, finished IS NOT NULL, number, at, arousal, valence "
-        "FROM entry JOIN take ON take.id = take ORDER BY take, number"
+        "SELECT printf('listener%03d', participant), song, take, dimension, practice, finished IS NOT NULL, number, at, "
+        "arousal, valence, until FROM entry JOIN take ON take.id = take ORDER BY take, number"
     )
-    header = ("participant", "song", "take", "dimension", "practice", "finished", "entry", "seconds", "arousal", "valence")  # fmt: skip
+    header = ("participant", "song", "take", "dimension", "practice", "finished", "entry", "seconds", "arousal", "valence", "erased_until")  # fmt: skip
     return _csv(header, (tuple("" if x is None else x for x in row) for row in rows))
 
 
@@ -133,7 +129,7 @@ def recorded_table(store: Store) -> str:
 def ratings_table(store: Store) -> str:
     """CSV of every trial; comments cannot become formulas."""
     header = ("participant", "position", "song", "adapted_side", "chosen_side", "chose_adapted", "fit_adapted", "fit_unadapted",
-              "fit_left", "fit_right", "listened_seconds", "comment")  # fmt: skip
+              "fit_left", "fit_right", "listened_seconds", "rated", "blind", "adaptation", "comment")  # fmt: skip
 
     def row(who: Participant, trial: Row) -> tuple[object, ...]:
         adapted = trial["adapted_side"]
@@ -141,7 +137,9 @@ def ratings_table(store: Store) -> str:
         return (
             listener_id(who), trial["position"] + 1, trial["song"], adapted, trial["chosen_side"],
             int(trial["chosen_side"] == adapted), trial[f"fit_{adapted}"], trial[f"fit_{other}"],
-            trial["fit_left"], trial["fit_right"], round(trial["listened"], 1), plain_cell(trial["comment"]),
+            trial["fit_left"], trial["fit_right"], round(trial["listened"], 1),
+            datetime.datetime.fromtimestamp(trial["rated"], datetime.UTC).isoformat(timespec="seconds"),
+            trial["blind"], trial["adaptation"], plain_cell(trial["comment"]),
         )  # fmt: skip
 
     return _csv(

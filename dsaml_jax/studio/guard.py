@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import secrets
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OWNER_COOKIE = "dsaml_owner"
 _SAFE_METHODS = ("GET", "HEAD")
 _HEADERS = {
     # Plotly sets style attributes of what it draws; scripts come from this server alone.
@@ -78,6 +78,22 @@ class Guard:
         return None
 
 
-def is_owner(request: Request, key: str) -> bool:
-    """Whether a request carries the owner's key in its cookie."""
-    return hmac.compare_digest(request.cookies.get(OWNER_COOKIE, "").encode(), key.encode())
+class Session:
+    """The owner's, until the studio is stopped. Its cookie has a name of its own: browsers share them between ports."""
+
+    def __init__(self) -> None:
+        """Draws its secret."""
+        self._name, self._value = f"dsaml_{secrets.token_hex(4)}", secrets.token_urlsafe(24)
+
+    def begin(self, response: Response, *, secure: bool) -> None:
+        """Lets whoever gets the response in."""
+        response.set_cookie(self._name, self._value, httponly=True, samesite="strict", secure=secure)  # fmt: skip
+
+    def holds(self, request: Request) -> bool:
+        """Whether a request is the owner's."""
+        return same(request.cookies.get(self._name, ""), self._value)
+
+
+def same(first: str, second: str) -> bool:
+    """Compares secrets in a time that does not tell where they differ."""
+    return hmac.compare_digest(first.encode(errors="replace"), second.encode())

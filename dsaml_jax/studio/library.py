@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TookTooLong
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
@@ -20,13 +21,18 @@ from data_prep.base import WINDOW_STEPS, DataError, printable, replacing
 from data_prep.features import FeatureConfig
 from data_prep.reading import id_order
 from dsaml_jax.base import STEPS_PER_SECOND
-from dsaml_jax.studio.store import Store
+from dsaml_jax.studio.store import Participant, Store
+
+T = TypeVar("T")
 
 DECODE_SECONDS = 60.0
 """A file that takes longer to decode and analyse is given up."""
 
 LONGEST_SECONDS = 900.0
 MOST_UPLOAD_BYTES = 60_000_000
+DECODED_GB = "1"
+"""Sound that is larger when decoded is refused (a file of a megabyte may hold more), see :mod:`data_prep.audio`."""
+
 _LEAST_SECONDS = WINDOW_STEPS / STEPS_PER_SECOND
 
 MEDIA_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".opus": "audio/ogg"}  # fmt: skip
@@ -42,7 +48,8 @@ class StudioSong:
       name: for people.
       path: the file.
       digest: of its bytes.
-      seconds: of sound.
+      seconds: of sound, as the file's header says.
+      brought_by: participants who uploaded it, or None: it is the study's.
     """
 
     number: int
@@ -50,6 +57,7 @@ class StudioSong:
     path: Path
     digest: str
     seconds: float
+    brought_by: frozenset[int] | None = None
 
 
 class Library:
@@ -75,16 +83,20 @@ class Library:
         self._lock = threading.Lock()
         self._songs: dict[int, StudioSong] = {}
         self._embed = embed
-        self._decoders = ProcessPool(max_workers=1, context=get_context("spawn"))
+        self._decoders = ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_limit)  # fmt: skip
         self.refused: dict[str, str] = {}
         """File name to why it cannot be used."""
 
         uploads.mkdir(parents=True, exist_ok=True)
         if not songs.is_dir():
             raise DataError(f"{songs}: no such folder; --songs is a folder with sound files")
-        for folder in (songs, uploads):
-            for name, path in sound_files(folder).items():
-                self._look_at(path, name if folder is songs else name.partition(".")[2] or name)
+        for name, path in sound_files(songs).items():
+            self._add(path, name, _inspect)
+        brought_by = store.uploads()
+        for digest, path in sound_files(uploads).items():
+            song = self._add(path, store.song_name(digest) or digest, _inspect, frozenset())
+            if song is not None and song.brought_by is not None:
+                self._own(song, brought_by.get(song.number, set()))
         if not self._songs:
             why = next(iter(self.refused.values()), f"it holds none of {', '.join(AUDIO_SUFFIXES)}")
             raise DataError(f"{songs}: no song can be used: {why}")
@@ -96,40 +108,53 @@ class Library:
 
     def __iter__(self) -> Iterator[StudioSong]:
         with self._lock:
-            return iter(
-                sorted(self._songs.values(), key=lambda song: id_order(song.name.casefold()))
-            )
+            return iter(sorted(self._songs.values(), key=lambda song: id_order(song.name.casefold())))  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._songs)
 
     def get(self, number: int) -> StudioSong | None:
         """A song by its number in the study."""
-        return self._songs.get(number)
+        with self._lock:
+            return self._songs.get(number)
 
-    def _look_at(self, path: Path, name: str) -> StudioSong | None:
+    def of(self, who: Participant) -> list[StudioSong]:
+        """The songs that somebody sees: the study's, and those they brought."""
+        return [song for song in self if song.brought_by is None or who.id in song.brought_by]
+
+    def refuse(self, song: StudioSong, why: str) -> None:
+        """Takes a song out that turned out to be unusable."""
+        self.refused[song.path.name] = printable(why)
+        with self._lock:
+            self._songs.pop(song.number, None)
+
+    def _add(
+        self, path: Path, name: str, inspect: Callable[[Path], tuple[str, float]], brought_by: frozenset[int] | None = None
+    ) -> StudioSong | None:  # fmt: skip
+        """The song in a file, which may be one that is there already; None where it is refused."""
         try:
-            with open_sound(path) as sound:
-                seconds = sound.frames / sound.samplerate
-            if not _LEAST_SECONDS <= seconds <= LONGEST_SECONDS:
-                raise DataError(
-                    f"{path}: {seconds:.1f} s; songs of {_LEAST_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"
-                )
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+            digest, seconds = inspect(path)
         except (DataError, OSError) as error:
             self.refused[path.name] = printable(str(error))
             return None
         shown = printable(name)[:100]
-        song = StudioSong(self._store.song_number(digest, shown), shown, path, digest, seconds)
+        number = self._store.song_number(digest, shown)
+        song = StudioSong(number, shown, path, digest, seconds, brought_by)
         with self._lock:
-            return self._songs.setdefault(song.number, song)
+            return self._songs.setdefault(number, song)
 
-    def upload(self, name: str, content: bytes) -> StudioSong:
-        """Takes in a song that somebody brought.
+    def _own(self, song: StudioSong, people: Iterable[int]) -> StudioSong:
+        owned = dataclasses.replace(song, brought_by=frozenset(people) | (song.brought_by or frozenset()))  # fmt: skip
+        with self._lock:
+            self._songs[song.number] = owned
+        return owned
+
+    def upload(self, who: Participant, name: str, content: bytes) -> StudioSong:
+        """Takes in a song that somebody brought; they alone see it.
 
         Args:
-          name: as they call the file; nothing but its suffix is used in the name of ours.
+          who: brings it.
+          name: as they call the file; it is shown, and its suffix is used in the name of ours.
           content: of the file.
 
         Raises:
@@ -139,30 +164,28 @@ class Library:
         suffix = suffix.lower()
         if suffix not in AUDIO_SUFFIXES:
             raise DataError(f"only {', '.join(AUDIO_SUFFIXES)} can be uploaded")
-        if len(content) > MOST_UPLOAD_BYTES:
-            raise DataError(f"more than {MOST_UPLOAD_BYTES // 10**6} MB")
-        digest = hashlib.sha256(content).hexdigest()[:32]
-        plain = "".join(x if x.isalnum() or x in " -_()" else "_" for x in stem)[:80].strip() or "song"  # fmt: skip
-        path = self._uploads / f"{digest}.{plain}{suffix}"
+        path = self._uploads / f"{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
         with replacing(path) as temporary:
             temporary.write_bytes(content)
         song = None
         try:
-            song = self._look_at(path, stem)
+            song = self._add(path, stem or "song", lambda path: self._decode(_inspect, path), frozenset())  # fmt: skip
             if song is None:
-                why = self.refused.pop(path.name)
-                raise DataError(why.removeprefix(f"{path}: "))
+                raise DataError(self.refused.pop(path.name))
             self.features(song)
         except DataError as error:
             if song is None or song.path == path:
                 path.unlink(missing_ok=True)
                 if song is not None:
-                    with self._lock:
-                        del self._songs[song.number]
+                    self.refuse(song, "")
+                    self.refused.pop(path.name, None)
             raise DataError(str(error).removeprefix(f"{path}: ")) from None
         if song.path != path:  # the same bytes are there under another name
             path.unlink(missing_ok=True)
-        return song
+        if song.brought_by is None:
+            return song
+        self._store.add_upload(who, song.number)
+        return self._own(song, {who.id})
 
     def features(self, song: StudioSong) -> SongFeatures:
         """Features of a song, from the cache or decoded in a process of its own.
@@ -174,17 +197,22 @@ class Library:
         if path.is_file():
             with np.load(path) as stored:
                 return SongFeatures(stored["log_mel"], stored["embedding"], stored["window_start"])
-        job = self._decoders.schedule(_analyse, args=(song.path, self._config), timeout=DECODE_SECONDS)  # fmt: skip
-        try:
-            analysis = job.result()
-        except TookTooLong:
-            raise DataError(f"{song.path}: not decoded within {DECODE_SECONDS:g} s") from None
-        except ProcessExpired:
-            raise DataError(f"{song.path}: the decoder gave up on it") from None
+        analysis = self._decode(_analyse, song.path, self._config)
         features = finish(analysis, self._embed)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, log_mel=features.log_mel, embedding=features.embedding, window_start=features.window_start)  # fmt: skip
         return features
+
+    def _decode(self, function: Callable[..., T], path: Path, *rest: Any) -> T:
+        """Calls a function that reads a file in a process of its own, which is ended when it takes too long."""
+        job = self._decoders.schedule(function, args=(path, *rest), timeout=DECODE_SECONDS)
+        try:
+            result: T = job.result()
+        except TookTooLong:
+            raise DataError(f"{path}: not decoded within {DECODE_SECONDS:g} s") from None
+        except ProcessExpired:
+            raise DataError(f"{path}: the decoder gave up on it") from None
+        return result
 
     def playable(self, song: StudioSong) -> tuple[Path, str]:
         """A file that browsers play, and its media type."""
@@ -193,11 +221,7 @@ class Library:
             return song.path, known
         path = self._cache / "playable" / f"{song.digest}.wav"
         if not path.is_file():
-            import soundfile
-
-            waveform, rate = load_audio(song.path)
-            with replacing(path) as temporary:
-                soundfile.write(temporary, waveform, rate, subtype="PCM_16", format="WAV")
+            self._decode(_write_wav, song.path, path)
         return path, "audio/wav"
 
 
@@ -205,7 +229,33 @@ def _digest(config: FeatureConfig) -> str:
     return hashlib.sha256(config.name.encode()).hexdigest()[:12]
 
 
+# ---- In a process of its own, which may be ended at any time.
+
+
+def _limit() -> None:
+    os.environ.setdefault("DSAML_MAX_GB", DECODED_GB)
+
+
+def _inspect(path: Path) -> tuple[str, float]:
+    """Digest of a file's bytes, and its length in seconds."""
+    with open_sound(path) as sound:
+        seconds = sound.frames / sound.samplerate
+    if not _LEAST_SECONDS <= seconds <= LONGEST_SECONDS:
+        raise DataError(
+            f"{path}: {seconds:.1f} s; songs of {_LEAST_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"
+        )
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32], seconds
+
+
 def _analyse(path: Path, config: FeatureConfig) -> SongAnalysis:
-    """Runs in a process of its own, which may be ended at any time."""
     waveform, rate = load_audio(path)
     return analyse(waveform, rate, config)
+
+
+def _write_wav(path: Path, target: Path) -> None:
+    import soundfile
+
+    waveform, rate = load_audio(path)
+    with replacing(target) as temporary:
+        soundfile.write(temporary, waveform, rate, subtype="PCM_16", format="WAV")

@@ -12,7 +12,9 @@ import logging
 import queue
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,13 @@ from dsaml_jax.personalize import (
     save_personalized,
 )
 from dsaml_jax.studio.library import Library, StudioSong
-from dsaml_jax.studio.store import Participant, Store
+from dsaml_jax.studio.store import Participant, Row, Store
 from dsaml_jax.studio.takes import drawn_curve
 
 log = logging.getLogger("dsaml_jax.studio")
 
-_NOW, _SOON, _LATER = 0, 1, 2
+_FIRST, _NOW, _SOON, _LATER = range(4)
+_MODELS_IN_MEMORY = 8
 
 
 @dataclasses.dataclass
@@ -64,7 +67,7 @@ class Modelling:
     def __init__(
         self, loaded: LoadedModel, everyone: LoadedModel | None, library: Library, store: Store, study: Path
     ) -> None:  # fmt: skip
-        """Starts to work: compiling first, then the curves of all songs.
+        """Starts to work: compiling first, then what an earlier start left undone, then the curves of all songs.
 
         Args:
           loaded: the model that adapts.
@@ -80,21 +83,42 @@ class Modelling:
             "before": f"model-{weights_digest(loaded)[:16]}",
             "everyone": f"model-{weights_digest(self._everyone)[:16]}",
         }
-        self._progress: dict[int, Progress] = {}
+        self._stages: dict[int, str] = {}
+        self._personal: OrderedDict[int, Variables] = OrderedDict()
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()  # fmt: skip
+        self._to_decode: queue.Queue[StudioSong | None] = queue.Queue()
         self._order = itertools.count()
-        lengths = {_windows(song): song for song in library}
-        for song in lengths.values():
-            self._add(_SOON, lambda song=song: self._warm_up(song))  # type: ignore[misc]
-        for song in library:
+
+        songs = list(library)
+        for song in {_windows(song): song for song in songs}.values():
+            self._add(_SOON, partial(self._warm_up, song))
+        self._take_up()
+        for song in songs:
             self.prepare(song)
-        self._thread = threading.Thread(target=self._work, name="studio-models", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=f"studio-{name}", daemon=True)
+            for name, work in (("models", self._work), ("decoding", self._decode))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _take_up(self) -> None:
+        """What people asked for before the studio was stopped."""
+        people = {who.id: who for who in self._store.participants()}
+        for row in self._store.unfinished_adaptations():
+            song = self._library.get(row["song"])
+            labels = None if song is None else self.labels(people[row["participant"]], song)
+            if song is None or labels is None:
+                self._store.end_adaptation(row["id"], error="the song is not in the study any more")
+            else:
+                self._add(_NOW, partial(self._adapt, row["id"], song, labels))
 
     def close(self) -> None:
         """Finishes the job at hand and stops."""
-        self._add(-1, None)
-        self._thread.join()
+        self._add(_FIRST, None)
+        self._to_decode.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def wait_until_warm(self) -> None:
         """Returns when everything that is compiled beforehand is compiled."""
@@ -117,17 +141,23 @@ class Modelling:
     def labels(self, who: Participant, song: StudioSong) -> np.ndarray | None:
         """`[n, 2]` what a participant drew for a song, NaN where nothing; None: nothing at all.
 
-        Of each dimension the latest finished take counts.
+        Of each dimension the take that was finished last counts.
         """
-        steps = int(song.seconds * STEPS_PER_SECOND)
-        found = np.full((steps, 2), np.nan, np.float32)
         takes = [take for take in self._store.finished_takes(who) if take["song"] == song.number]
+        drawn = {}
         for column, dimension in enumerate(("arousal", "valence")):
             mine = [take for take in takes if take["dimension"] in ("both", dimension)]
             if mine:
-                drawn = drawn_curve(self._store.entries(mine[-1]["id"]))
-                if len(drawn):
-                    found[:, column] = on_grid(drawn[:, [0, 1 + column, 1 + column]], steps)[:, 0]
+                curve = drawn_curve(self._store.entries(mine[-1]["id"]))
+                if len(curve):
+                    drawn[column] = curve[:, [0, 1 + column, 1 + column]]
+        if not drawn:
+            return None
+        # A file's header may be wrong about its length; what was drawn was heard.
+        end = max(song.seconds, *(curve[-1, 0] for curve in drawn.values()))
+        found = np.full((int(end * STEPS_PER_SECOND), 2), np.nan, np.float32)
+        for column, curve in drawn.items():
+            found[:, column] = on_grid(curve, len(found))[:, 0]
         return found if np.isfinite(found).any() else None
 
     def adapt(self, who: Participant, song: StudioSong) -> int:
@@ -144,25 +174,31 @@ class Modelling:
                 f"{MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
             )
         number = self._store.add_adaptation(who, song.number)
-        self._progress[number] = Progress(of=len(self._library))
-        self._add(_NOW, lambda: self._adapt(number, song, labels))
+        self._add(_NOW, partial(self._adapt, number, song, labels))
         return number
 
-    def progress(self, number: int) -> Progress:
-        """How far an adaptation is; one of an earlier start is finished."""
-        return self._progress.get(number, Progress(stage="done", finished=True))
+    def progress(self, adaptation: Row) -> Progress:
+        """How far an adaptation is, by what the store and the files say."""
+        number = adaptation["id"]
+        songs = list(self._library)
+        found = Progress(of=len(songs), error=adaptation["error"] or "")
+        if adaptation["finished"] is None or found.error:
+            found.stage = self._stages.get(number, found.stage)
+            return found
+        found.done = sum(self._path(str(number), song).is_file() for song in songs)
+        found.finished = found.done == found.of
+        found.stage = "done" if found.finished else "your curves"
+        return found
 
     def model_folder(self, number: int) -> Path:
         """The personalised checkpoint of an adaptation."""
         return self._models / str(number)
 
     def prepare(self, song: StudioSong) -> None:
-        """Has the curves of a song computed some time."""
-        self._add(_LATER, lambda: self._predict_general(song))
-        for number in [number for number, known in self._progress.items() if known.finished]:
-            self._add(_LATER, lambda number=number: self._predict_adapted(number, song))  # type: ignore[misc]
+        """Has the song decoded and all its curves computed some time."""
+        self._to_decode.put(song)
 
-    # ---- In the thread.
+    # ---- In the threads.
 
     def _add(self, priority: int, job: Callable[[], None] | None) -> None:
         self._jobs.put((priority, next(self._order), job))
@@ -171,10 +207,22 @@ class Modelling:
         while (job := self._jobs.get()[2]) is not None:
             try:
                 job()
-            except (DataError, UsageError) as error:
-                log.warning("%s", error)
             except Exception:
                 log.exception("a job of the studio failed")
+
+    def _decode(self) -> None:
+        """Apart from the models: nobody's adaptation waits for a file that is hard to decode."""
+        while (song := self._to_decode.get()) is not None:
+            try:
+                self._library.features(song)
+            except DataError as error:
+                log.warning("left out: %s", error)
+                self._library.refuse(song, str(error))
+                continue
+            self._add(_LATER, partial(self._predict_general, song))
+            for number in self._store.adaptations_in_use():
+                if not self._path(str(number), song).is_file():
+                    self._add(_LATER, partial(self._predict_adapted, number, song))
 
     def _path(self, which: str, song: StudioSong) -> Path:
         return self._curves / self._keys.get(which, f"adapted-{which}") / f"{song.digest}.npy"
@@ -191,57 +239,59 @@ class Modelling:
         self._predict("everyone", self._everyone, self._everyone.variables, song)
 
     def _predict_adapted(self, number: int, song: StudioSong) -> None:
-        personal = load_model(self.model_folder(number))
-        self._predict(str(number), personal, personal.variables, song)
+        self._predict(str(number), self._loaded, self._variables_of(number), song)
+
+    def _variables_of(self, number: int) -> Variables:
+        if number not in self._personal:
+            self._keep(number, load_model(self.model_folder(number)).variables)
+        return self._personal[number]
+
+    def _keep(self, number: int, variables: Variables) -> None:
+        self._personal[number] = variables
+        if len(self._personal) > _MODELS_IN_MEMORY:
+            self._personal.popitem(last=False)
 
     def _warm_up(self, song: StudioSong) -> None:
         """Compiles what adapting to songs of this length will need."""
-        features = self._library.features(song)
+        try:
+            features = self._library.features(song)
+        except DataError:
+            return  # it is left out soon
         labels = np.zeros((len(features.log_mel), 2), np.float32)
         personalize_on(self._loaded, features, labels, what="warming up")
 
     def _adapt(self, number: int, song: StudioSong, labels: np.ndarray) -> None:
-        progress = self._progress[number]
         try:
-            progress.stage = "listening to your song"
+            self._stages[number] = "listening to your song"
             features = self._library.features(song)
-            progress.stage = "taking the inner steps"
+            self._stages[number] = "taking the inner steps"
             fitted = np.full((len(features.log_mel), 2), np.nan, np.float32)
             fitted[: len(labels)] = labels[: len(fitted)]
             result = personalize_on(self._loaded, features, fitted, what=song.name)
             folder = self.model_folder(number)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off
             save_personalized(folder, self._loaded, result, song.name)
-            progress.stage = "your curves"
+            self._keep(number, result.variables)
             self._predict_general(song)
-            self._predict(str(number), self._loaded, result.variables, song)
+            self._predict_adapted(number, song)
         except (DataError, UsageError) as error:
-            progress.error = str(error)
             self._store.end_adaptation(number, error=str(error))
             return
         except Exception:
-            progress.error = "something went wrong here; the log of the studio says what"
-            self._store.end_adaptation(number, error=progress.error)
+            self._store.end_adaptation(number, error="something went wrong here; the studio's log says what")  # fmt: skip
             raise
         before, after = float(result.before.mean()), float(result.after.mean())
         self._store.end_adaptation(number, before=before, after=after)
-        self._add(_SOON, lambda: self._rest(number, result.variables))
+        for other in self._library:
+            self._add(_SOON, partial(self._predict_both, number, other))
 
-    def _rest(self, number: int, variables: Variables) -> None:
-        """Curves of all songs, one after the other, letting others in between."""
-        progress = self._progress[number]
-        for song in self._library:
-            if not self._path(str(number), song).is_file():
-                try:
-                    self._predict_general(song)
-                    self._predict(str(number), self._loaded, variables, song)
-                except DataError as error:  # a song nobody can decode has no curve
-                    log.warning("%s", error)
-                    continue
-                progress.done = sum(self._path(str(number), other).is_file() for other in self._library)  # fmt: skip
-                self._add(_SOON, lambda: self._rest(number, variables))
-                return
-        progress.done, progress.stage, progress.finished = progress.of, "done", True
+    def _predict_both(self, number: int, song: StudioSong) -> None:
+        if self._library.get(song.number) is not None:
+            try:
+                self._predict_general(song)
+                self._predict_adapted(number, song)
+            except DataError as error:
+                log.warning("%s", error)
 
 
 def _windows(song: StudioSong) -> int:

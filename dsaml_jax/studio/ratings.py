@@ -26,6 +26,15 @@ def plan(songs: Sequence[int], count: int, source: random.Random) -> list[tuple[
     return list(zip(chosen, sides, strict=True))
 
 
+def is_text(text: str) -> bool:
+    """Whether a string of JSON can be written: halves of surrogate pairs cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_rating(answer: Any) -> dict[str, Any]:
     """An answer as a browser sends it.
 
@@ -38,11 +47,16 @@ def check_rating(answer: Any) -> dict[str, Any]:
     if not all(type(fit) is int and fit in FITS for fit in fits):
         raise UsageError("rate both curves from 1 to 7")
     comment, listened = answer.get("comment", ""), answer.get("listened", 0.0)
-    if not isinstance(comment, str) or len(comment) > MOST_COMMENT:
+    if not isinstance(comment, str) or len(comment) > MOST_COMMENT or not is_text(comment):
         raise UsageError(f"a comment may have {MOST_COMMENT} characters")
     if isinstance(listened, bool) or not isinstance(listened, int | float) or not 0 <= listened < 1e6:  # fmt: skip
         raise UsageError("listened is a number of seconds")
     return {"chosen_side": answer["chosen"], "fits": fits, "comment": comment, "listened": float(listened)}  # fmt: skip
+
+
+def listener_id(who: Participant) -> str:
+    """How a participant is called outside of the study: never by name."""
+    return f"listener{who.id:03d}"
 
 
 def _fits(trial: Row) -> tuple[int, int]:
@@ -85,9 +99,10 @@ def summarise(trials: Sequence[Row]) -> dict[str, Any]:
 
 
 def summary_of_study(store: Store) -> dict[str, Any]:
-    """Per participant and overall."""
+    """Per participant and overall; `note` says what the intervals take for independent."""
     people: list[tuple[Participant, list[Row]]] = [(who, store.trials(who)) for who in store.participants()]  # fmt: skip
     return {
+        "note": "share: Wilson's interval, trials taken for independent; fit: bootstrap over participants (one: over trials)",
         "overall": summarise([trial for _, trials in people for trial in trials]),
-        "participants": {f"{who.id:03d}": summarise(trials) for who, trials in people if trials},
+        "participants": {listener_id(who): summarise(trials) for who, trials in people if trials},
     }

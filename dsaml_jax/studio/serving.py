@@ -14,7 +14,7 @@ import uvicorn
 
 from data_prep.analysis import embedder
 from data_prep.base import replacing
-from dsaml_jax.checkpoints import LoadedModel, at_strength, load_model
+from dsaml_jax.checkpoints import LoadedModel, at_strength, load_model, weights_digest
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio.app import Study, application
 from dsaml_jax.studio.guard import is_loopback
@@ -39,7 +39,7 @@ class Settings:
       password: of the owner; needed where other machines can connect.
       blind: see :class:`~dsaml_jax.studio.app.Study`.
       ratings: songs each participant rates.
-      uploads: whether participants may bring songs.
+      uploads: whether participants may bring songs; never in a blind study.
       weights: of ImageBind.
       strength: how far to adapt, see :class:`~dsaml_jax.config.MetaConfig`; None: as the checkpoint says.
     """
@@ -76,7 +76,8 @@ def serve(settings: Settings, say: Say) -> None:
     listening = _listen(settings)
     with listening, open_study(settings) as study:
         host, port = listening.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        reached = _address_of_this_machine() if host in ("0.0.0.0", "::") else host
+        address = f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
         who = study.store.participants() or [study.store.add_participant("me")]
         study.modelling.wait_until_warm()
         say(f"songs: {len(study.library)}" + "".join(f"\nleft out: {why}" for why in study.library.refused.values()))  # fmt: skip
@@ -105,8 +106,15 @@ def open_study(settings: Settings) -> Iterator[Study]:
         lock.acquire()
     except filelock.Timeout:
         raise UsageError(f"{settings.study}: another studio runs here; stop it, or choose another --study") from None  # fmt: skip
-    with lock, contextlib.ExitStack() as ends:
+    with contextlib.ExitStack() as ends:
+        ends.callback(lock.release)
         store = Store(settings.study / "study.sqlite")
+        identity = f"{weights_digest(loaded)} {loaded.info.config.meta}"
+        if store.fix("model", identity) != identity:
+            raise UsageError(
+                f"{settings.study}: was begun with another checkpoint or strength, and curves of both would be compared; "
+                "choose another --study"
+            )
         features = loaded.info.features
         embed = embedder(features, settings.weights)
         library = Library(store, settings.songs, settings.study / "uploads", settings.study / "cache", features, embed)  # fmt: skip
@@ -115,7 +123,7 @@ def open_study(settings: Settings) -> Iterator[Study]:
         ends.callback(modelling.close)
         yield Study(
             settings.study, store, library, modelling, _key(settings.study), settings.password,
-            blind=settings.blind, ratings=settings.ratings, uploads=settings.uploads,
+            blind=settings.blind, ratings=settings.ratings, uploads=settings.uploads and not settings.blind,
         )  # fmt: skip
 
 
@@ -152,11 +160,19 @@ def _names(settings: Settings, host: str, port: int) -> list[str]:
     names = [*settings.allowed_hosts]
     own = [host, "localhost", "127.0.0.1", "[::1]"]
     if not is_loopback(host):
-        own.append(socket.gethostname())
-        with contextlib.suppress(OSError):
-            own += socket.gethostbyname_ex(socket.gethostname())[2]
+        own += [socket.gethostname(), _address_of_this_machine()]
     names += [name for one in own for name in ((f"{one}:{port}", one) if port == 80 else (f"{one}:{port}",))]  # fmt: skip
     return names
+
+
+def _address_of_this_machine() -> str:
+    """As others see it; nothing is sent for that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 def _key(study: Path) -> str:

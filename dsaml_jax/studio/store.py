@@ -21,24 +21,28 @@ from dsaml_jax.studio.takes import Entry
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
+CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE song (number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL);
 CREATE TABLE participant (
   id INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, name TEXT NOT NULL, created REAL NOT NULL);
+CREATE TABLE upload (
+  song INTEGER NOT NULL REFERENCES song, participant INTEGER NOT NULL REFERENCES participant,
+  PRIMARY KEY (song, participant));
 CREATE TABLE take (
   id INTEGER PRIMARY KEY, participant INTEGER NOT NULL REFERENCES participant, song INTEGER NOT NULL REFERENCES song,
   dimension TEXT NOT NULL, practice INTEGER NOT NULL, begun REAL NOT NULL, finished REAL,
   session INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE entry (
   take INTEGER NOT NULL REFERENCES take, number INTEGER NOT NULL, at REAL NOT NULL, arousal REAL, valence REAL,
-  PRIMARY KEY (take, number)) WITHOUT ROWID;
+  until REAL, PRIMARY KEY (take, number)) WITHOUT ROWID;
 CREATE TABLE adaptation (
   id INTEGER PRIMARY KEY, participant INTEGER NOT NULL REFERENCES participant, song INTEGER NOT NULL REFERENCES song,
   created REAL NOT NULL, finished REAL, error TEXT, before REAL, after REAL);
 CREATE TABLE trial (
   id INTEGER PRIMARY KEY, participant INTEGER NOT NULL REFERENCES participant, adaptation INTEGER NOT NULL REFERENCES adaptation,
-  song INTEGER NOT NULL REFERENCES song, position INTEGER NOT NULL, adapted_side TEXT NOT NULL,
+  song INTEGER NOT NULL REFERENCES song, position INTEGER NOT NULL, adapted_side TEXT NOT NULL, blind INTEGER NOT NULL,
   chosen_side TEXT, fit_left INTEGER, fit_right INTEGER, comment TEXT, listened REAL, rated REAL,
-  UNIQUE (participant, song));
+  UNIQUE (participant, song), UNIQUE (participant, position));
 CREATE INDEX takes ON take (participant, song);
 """
 
@@ -53,6 +57,21 @@ class Participant:
     token: str
     name: str
     created: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """What a page records into.
+
+    Attributes:
+      number: of the take.
+      session: of the page.
+      entries: what is there already.
+    """
+
+    number: int
+    session: int
+    entries: list[Entry]
 
 
 class Store:
@@ -104,6 +123,13 @@ class Store:
         found: Row | None = self._connection().execute(query, values).fetchone()
         return found
 
+    def fix(self, name: str, value: str) -> str:
+        """Keeps a fact about the study for good, and returns what is kept: the value of the first time."""
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO study VALUES (?, ?)", (name, value))
+            (kept,) = db.execute("SELECT value FROM study WHERE name = ?", (name,)).fetchone()
+        return str(kept)
+
     # ---- People and songs.
 
     def add_participant(self, name: str) -> Participant:
@@ -136,37 +162,58 @@ class Store:
             number: int = db.execute("SELECT number FROM song WHERE digest = ?", (digest,)).fetchone()[0]  # fmt: skip
         return number
 
+    def song_name(self, digest: str) -> str | None:
+        """What a song was called when it was seen last."""
+        found = self.row("SELECT name FROM song WHERE digest = ?", digest)
+        return None if found is None else str(found["name"])
+
+    def add_upload(self, who: Participant, song: int) -> None:
+        """A song that somebody brought."""
+        with self._writing() as db:
+            db.execute("INSERT OR IGNORE INTO upload VALUES (?, ?)", (song, who.id))
+
+    def uploads(self) -> dict[int, set[int]]:
+        """Song to those who brought it."""
+        found: dict[int, set[int]] = {}
+        for row in self.rows("SELECT * FROM upload"):
+            found.setdefault(row["song"], set()).add(row["participant"])
+        return found
+
     # ---- Annotations.
 
-    def begin_take(self, who: Participant, song: int, dimension: str, *, practice: bool) -> int:
-        """A fresh take of a song; earlier ones stay, and the last finished one counts."""
+    def begin_take(
+        self, who: Participant, song: int, dimension: str, *, practice: bool, fresh: bool = False
+    ) -> Take:
+        """Goes on with the take that was left unfinished, or begins one; no other page can record into it any more.
+
+        Args:
+          who: draws.
+          song: its number.
+          dimension: of :data:`~dsaml_jax.studio.takes.DIMENSIONS`.
+          practice: is never used.
+          fresh: begin one in any case; earlier ones stay, and the last finished one counts.
+        """
         with self._writing() as db:
-            take = db.execute(
-                "INSERT INTO take (participant, song, dimension, practice, begun) VALUES (?, ?, ?, ?, ?)",
-                (who.id, song, dimension, practice, time.time()),
-            ).lastrowid
-        assert take is not None
-        return take
+            last = db.execute(
+                "SELECT id, finished FROM take WHERE participant = ? AND song = ? AND dimension = ? AND practice = ? "
+                "ORDER BY id DESC",
+                (who.id, song, dimension, practice),
+            ).fetchone()
+            if fresh or last is None or last["finished"] is not None:
+                number = db.execute(
+                    "INSERT INTO take (participant, song, dimension, practice, begun) VALUES (?, ?, ?, ?, ?)",
+                    (who.id, song, dimension, practice, time.time()),
+                ).lastrowid
+            else:
+                number = last["id"]
+            assert number is not None
+            db.execute("UPDATE take SET session = session + 1 WHERE id = ?", (number,))
+            (session,) = db.execute("SELECT session FROM take WHERE id = ?", (number,)).fetchone()
+        return Take(int(number), int(session), self.entries(number))
 
     def take(self, who: Participant, take: int) -> Row | None:
         """A take, if it is theirs."""
         return self.row("SELECT * FROM take WHERE id = ? AND participant = ?", take, who.id)
-
-    def open_take(
-        self, who: Participant, song: int, dimension: str, *, practice: bool
-    ) -> Row | None:
-        """The take to go on with after a reload."""
-        return self.row(
-            "SELECT * FROM take WHERE participant = ? AND song = ? AND dimension = ? AND practice = ? ORDER BY id DESC",
-            who.id, song, dimension, practice,
-        )  # fmt: skip
-
-    def open_session(self, take: int) -> int:
-        """A page begins to record into a take: none that did so before can go on."""
-        with self._writing() as db:
-            db.execute("UPDATE take SET session = session + 1 WHERE id = ?", (take,))
-            (session,) = db.execute("SELECT session FROM take WHERE id = ?", (take,)).fetchone()
-        return int(session)
 
     def log(self, take: int, session: int, first: int, entries: Sequence[Entry]) -> int:
         """Adds entries `first`, `first + 1`, ...; those that are there already are left as they are.
@@ -178,35 +225,39 @@ class Store:
           UsageError: entries before `first` are missing, the take is finished, or another page records into it.
         """
         with self._writing() as db:
-            finished, current = db.execute("SELECT finished, session FROM take WHERE id = ?", (take,)).fetchone()  # fmt: skip
-            if session != current:
-                raise UsageError("this song was opened in another window; go on there, or reload this one")  # fmt: skip
-            (known,) = db.execute("SELECT COUNT(*) FROM entry WHERE take = ?", (take,)).fetchone()
+            finished, known = _recording(db, take, session)
             new = entries[max(known - first, 0) :]
             if first > known:
                 raise UsageError(f"entry {known} is missing")
             if new and finished is not None:
                 raise UsageError("this take is finished")
             db.executemany(
-                "INSERT INTO entry VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)",
                 [(take, known + number, *entry) for number, entry in enumerate(new)],
             )
         return int(known + len(new))
 
     def entries(self, take: int) -> list[Entry]:
         """All of a take, in the order they were recorded."""
-        found = self.rows("SELECT at, arousal, valence FROM entry WHERE take = ? ORDER BY number", take)  # fmt: skip
+        found = self.rows("SELECT at, arousal, valence, until FROM entry WHERE take = ? ORDER BY number", take)  # fmt: skip
         return [tuple(row) for row in found]
 
-    def finish_take(self, take: int) -> None:
-        """Nothing can be added any more, and the take counts."""
+    def finish_take(self, take: int, session: int, count: int) -> None:
+        """Nothing can be added any more, and the take counts.
+
+        Raises:
+          UsageError: another page records into it, or not all of its `count` entries are here.
+        """
         with self._writing() as db:
+            _, known = _recording(db, take, session)
+            if count != known:
+                raise UsageError(f"{known} of {count} entries are saved")
             db.execute("UPDATE take SET finished = coalesce(finished, ?) WHERE id = ?", (time.time(), take))  # fmt: skip
 
     def finished_takes(self, who: Participant) -> list[Row]:
         """Takes that count, latest last."""
         return self.rows(
-            "SELECT * FROM take WHERE participant = ? AND finished IS NOT NULL AND NOT practice ORDER BY id",
+            "SELECT * FROM take WHERE participant = ? AND finished IS NOT NULL AND NOT practice ORDER BY finished",
             who.id,
         )
 
@@ -239,13 +290,33 @@ class Store:
             who.id,
         )
 
-    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[tuple[int, str]]) -> None:  # fmt: skip
-        """Songs to rate, in order, with the side that shows the adapted curve."""
+    def unfinished_adaptations(self) -> list[Row]:
+        """Those that were asked for when the studio stopped."""
+        return self.rows("SELECT * FROM adaptation WHERE finished IS NULL ORDER BY id")
+
+    def adaptations_in_use(self) -> list[int]:
+        """The latest of each participant, and those that trials compare."""
+        found = self.rows(
+            "SELECT max(id) AS id FROM adaptation WHERE finished IS NOT NULL AND error IS NULL GROUP BY participant "
+            "UNION SELECT adaptation FROM trial WHERE rated IS NULL"
+        )
+        return [row["id"] for row in found]
+
+    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[tuple[int, str]], *, blind: bool) -> None:  # fmt: skip
+        """Songs to rate, in order, with the side that shows the adapted curve; a person has one plan, the first.
+
+        Args:
+          who: rates.
+          adaptation: which curves are theirs.
+          trials: song and side.
+          blind: whether they see no named curves before.
+        """
         with self._writing() as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO trial (participant, adaptation, song, position, adapted_side) VALUES (?, ?, ?, ?, ?)",
-                [(who.id, adaptation, song, position, side) for position, (song, side) in enumerate(trials)],
-            )  # fmt: skip
+            if db.execute("SELECT 1 FROM trial WHERE participant = ?", (who.id,)).fetchone() is None:  # fmt: skip
+                db.executemany(
+                    "INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind) VALUES (?, ?, ?, ?, ?, ?)",
+                    [(who.id, adaptation, song, place, side, blind) for place, (song, side) in enumerate(trials)],
+                )  # fmt: skip
 
     def trials(self, who: Participant) -> list[Row]:
         """A person's, in order."""
@@ -262,3 +333,12 @@ class Store:
                 (chosen_side, *fits, comment, listened, time.time(), trial, who.id),
             ).rowcount
         return changed == 1
+
+
+def _recording(db: sqlite3.Connection, take: int, session: int) -> tuple[float | None, int]:
+    """When a take was finished, and how many entries it has, for the page that records into it."""
+    finished, current = db.execute("SELECT finished, session FROM take WHERE id = ?", (take,)).fetchone()  # fmt: skip
+    if session != current:
+        raise UsageError("this song was opened in another window; go on there, or reload this one")
+    (known,) = db.execute("SELECT COUNT(*) FROM entry WHERE take = ?", (take,)).fetchone()
+    return finished, int(known)

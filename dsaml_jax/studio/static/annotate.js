@@ -8,17 +8,19 @@ const SAMPLE_EVERY = 0.045; // seconds of the song; the timer below is faster
 const TRAIL_SECONDS = 3;
 const KEY_STEP = 0.04;
 const RUN_GAP = 1.0;
+const UNDO_SECONDS = 5;
 const ENOUGH_SECONDS = 5;
 
 const $ = (id) => document.getElementById(id);
 const { song, seconds, dimension, practice } = document.querySelector(".annotator").dataset;
-const length = Number(seconds);
+const length = () => (Number.isFinite(audio.duration) ? audio.duration : Number(seconds)); // a file's header may be wrong
 const audio = $("audio");
 const plane = new Plane($("plane"), dimension);
 const values = [0, 0]; // arousal, valence
 let recorder = null;
 let drawn = []; // [seconds, arousal, valence], by time
 let lastSample = -Infinity;
+let busy = false; // while a take begins or ends
 
 // ---- What is drawn.
 
@@ -27,10 +29,15 @@ function set(arousal, valence) {
   if (dimension !== "arousal") values[1] = valence;
   $("arousal").value = values[0];
   $("valence").value = values[1];
+  for (const [i, id] of ["arousal", "valence"].entries()) $(id).setAttribute("aria-valuetext", values[i].toFixed(2));
+}
+
+function tell(error) {
+  $("error").textContent = error?.message ?? "";
 }
 
 function sample() {
-  if (!recorder || audio.paused || audio.seeking || audio.ended) return;
+  if (!recorder || busy || audio.paused || audio.seeking || audio.ended) return;
   const at = audio.currentTime;
   if (at >= lastSample && at - lastSample < SAMPLE_EVERY) return;
   const goesOn = at > lastSample && at - lastSample <= RUN_GAP;
@@ -38,13 +45,14 @@ function sample() {
   drawn = drawn.filter(([time]) => time <= from - (goesOn ? 0 : 1e-9) || time > at);
   const entry = [at, dimension === "valence" ? null : values[0], dimension === "arousal" ? null : values[1]];
   drawn.splice(drawn.findLastIndex(([time]) => time < at) + 1, 0, entry);
-  recorder.add([Math.round(at * 1000), ...entry.slice(1).map((x) => (x === null ? null : Math.round(x * 1e4) / 1e4))]);
+  recorder.add([Math.round(at * 1000), ...entry.slice(1).map((x) => (x === null ? null : Math.round(x * 1e4) / 1e4)), null]);
   lastSample = at;
 }
 
-function erase(from) {
-  drawn = drawn.filter(([time]) => time < from);
-  recorder.add([Math.round(from * 1000), null, null]);
+// Without an end: all that follows. Erasing nothing ends a run of samples.
+function erase(from, end = null) {
+  drawn = drawn.filter(([time]) => time < from || (end !== null && time >= end));
+  recorder.add([Math.round(from * 1000), null, null, end === null ? null : Math.round(end * 1000)]);
   lastSample = -Infinity;
   recorder.flush();
 }
@@ -69,7 +77,7 @@ function draw() {
   if (document.activeElement !== $("seek")) $("seek").value = at;
   const covered = coveredSeconds();
   $("covered").textContent = `${Math.round(covered)} s drawn`;
-  $("done").disabled = !recorder || (!Number(practice) && covered < ENOUGH_SECONDS);
+  $("done").disabled = !recorder || busy || recorder.over || (!Number(practice) && covered < ENOUGH_SECONDS);
   requestAnimationFrame(draw);
 }
 
@@ -77,7 +85,7 @@ function drawStrip(at) {
   const { pen, width, height } = context($("strip"));
   pen.fillStyle = color("card");
   pen.fillRect(0, 0, width, height);
-  const x = (time) => (time / length) * width;
+  const x = (time) => (time / length()) * width;
   const y = (value) => 4 + ((1 - value) / 2) * (height - 8);
   for (const [column, shade] of [[1, "mine"], [2, "before"]]) {
     pen.strokeStyle = color(shade);
@@ -103,7 +111,7 @@ function drawStrip(at) {
 // ---- What people do.
 
 function toggle() {
-  if (audio.paused) audio.play();
+  if (audio.paused) audio.play().catch(tell);
   else audio.pause();
 }
 
@@ -112,24 +120,35 @@ function onState(state, message) {
     saved: "Everything is saved.",
     saving: "Saving …",
     offline: "The server does not answer. What you draw is kept here and sent when it does.",
-    refused: `The server refused it: ${message}`,
+    refused: "Nothing is recorded here any more.",
   };
-  $("saved").textContent = words[state];
+  if ($("saved").textContent !== words[state]) $("saved").textContent = words[state]; // a screen reader reads every change
+  if (state === "refused") {
+    audio.pause();
+    $("play").disabled = true;
+    tell({ message });
+  }
 }
 
 async function start(fresh) {
-  recorder?.stop();
-  const take = await begin(Number(song), dimension, practice === "1", fresh);
-  recorder = new Recorder(take, onState);
-  drawn = take.curve;
-  for (const [milliseconds, ...rest] of recorder.pending) drawn.push([milliseconds / 1000, ...rest]); // kept here by a reload
-  drawn = drawn.filter((point) => point[1] !== null || point[2] !== null).sort((a, b) => a[0] - b[0]);
-  lastSample = -Infinity;
-  audio.currentTime = Math.min(drawn.at(-1)?.[0] ?? 0, length);
-  const last = drawn.at(-1);
-  set(last?.[1] ?? 0, last?.[2] ?? 0);
-  if (drawn.length) $("saved").textContent = `You were at ${clock(take.at)}. Play goes on from there.`;
-  $("play").disabled = false;
+  busy = true;
+  try {
+    const take = await begin(Number(song), dimension, practice === "1", fresh); // before the old one is let go
+    recorder?.stop();
+    recorder = new Recorder(take, onState);
+    drawn = take.curve;
+    for (const [milliseconds, ...rest] of recorder.pending) drawn.push([milliseconds / 1000, ...rest]); // kept here by a reload
+    drawn = drawn.filter((point) => point[1] !== null || point[2] !== null).sort((a, b) => a[0] - b[0]);
+    lastSample = -Infinity;
+    const last = drawn.at(-1);
+    audio.currentTime = Math.min(last?.[0] ?? 0, length());
+    set(last?.[1] ?? 0, last?.[2] ?? 0);
+    $("saved").textContent = drawn.length ? `You were at ${clock(last[0])}. Play goes on from there.` : "Nothing to save yet.";
+    $("play").disabled = false;
+    tell();
+  } finally {
+    busy = false;
+  }
 }
 
 const canvas = $("plane");
@@ -159,27 +178,29 @@ for (const id of ["arousal", "valence"]) {
 }
 $("play").addEventListener("click", () => { toggle(); canvas.focus(); });
 $("back").addEventListener("click", () => {
-  const to = Math.max(0, audio.currentTime - 5);
-  erase(to);
+  const at = audio.currentTime;
+  const to = Math.max(0, at - UNDO_SECONDS);
+  erase(to, at + 0.001);
   audio.currentTime = to;
 });
 $("erase").addEventListener("click", () => erase(audio.currentTime));
 $("again").addEventListener("click", async () => {
   audio.pause();
-  await recorder.flush();
-  await start(true);
-  audio.currentTime = 0;
+  if (drawn.length && !confirm("Start over? What you have drawn for this song will not be used.")) return;
+  await start(true).catch(tell);
 });
 $("seek").addEventListener("change", () => { audio.currentTime = Number($("seek").value); });
 $("done").addEventListener("click", async () => {
   audio.pause();
-  $("done").disabled = true;
-  if (!(await recorder.finish())) {
-    $("error").textContent = "Not everything could be saved. Keep this page open and try again.";
-    $("done").disabled = false;
-    return;
+  busy = true;
+  tell();
+  try {
+    if (!(await recorder.finish())) throw new Error("Not everything could be saved. Keep this page open and try again.");
+    location.href = await whatFollows();
+  } catch (error) {
+    tell(error);
   }
-  location.href = await whatFollows();
+  busy = false;
 });
 
 async function whatFollows() {
@@ -197,12 +218,19 @@ for (const name of ["play", "pause", "ended"]) {
     if (audio.paused) recorder?.flush();
   });
 }
-audio.addEventListener("seeking", () => { lastSample = -Infinity; });
-audio.addEventListener("error", () => { $("error").textContent = "Your browser cannot play this song. Choose another."; });
+audio.addEventListener("seeking", () => {
+  if (Number.isFinite(lastSample) && recorder && !busy) erase(audio.currentTime, audio.currentTime); // a jump, however short
+  lastSample = -Infinity;
+});
+audio.addEventListener("error", () => tell({ message: "Your browser cannot play this song. Choose another." }));
 // A hidden page gets no time to sample: the song waits.
 document.addEventListener("visibilitychange", () => { if (document.hidden) audio.pause(); });
 
-$("length").textContent = clock(length);
+audio.addEventListener("loadedmetadata", () => {
+  $("length").textContent = clock(length());
+  $("seek").max = length();
+});
+$("length").textContent = clock(length());
 setInterval(sample, 20); // not with the frames: drawing may be slow
-start(false).catch((error) => { $("error").textContent = error.message; });
+start(false).catch(tell);
 requestAnimationFrame(draw);

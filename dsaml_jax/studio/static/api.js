@@ -13,12 +13,12 @@ export async function get(path) {
   return answer(await fetch(base + path, { headers: { Accept: "application/json" } }));
 }
 
-export async function post(path, body = {}, options = {}) {
+export async function post(path, body = {}) {
   return answer(await fetch(base + path, {
     method: "POST",
     headers: { "Content-Type": "application/json", Accept: "application/json" },
     body: JSON.stringify(body),
-    ...options,
+    signal: AbortSignal.timeout(15000),
   }));
 }
 

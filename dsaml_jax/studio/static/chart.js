@@ -29,6 +29,17 @@ export async function drawChart(place, lines, step) {
   await Plotly.react(place, traces, layout, { displayModeBar: false, responsive: true });
 }
 
+// A curve in words, for those who cannot see the chart: its mean in each quarter of the song.
+export function inWords(curve) {
+  return ["arousal", "valence"].map((name, column) => {
+    const quarters = [0, 1, 2, 3].map((part) => {
+      const rows = curve.slice(Math.floor((part * curve.length) / 4), Math.floor(((part + 1) * curve.length) / 4));
+      return (rows.reduce((sum, row) => sum + row[column], 0) / rows.length).toFixed(2);
+    });
+    return `${name} in the four quarters of the song: ${quarters.join(", ")}`;
+  }).join("; ");
+}
+
 // Moves the line along with an audio element; calls `also` with its position.
 export function follow(audio, places, also = () => {}) {
   let shown = -1;

@@ -1,7 +1,7 @@
 // Everyone's curves, and one's own before and after adapting.
 
 import { base, element, get, wait } from "./api.js";
-import { drawChart, follow, onThemeChange } from "./chart.js";
+import { drawChart, follow, inWords, onThemeChange } from "./chart.js";
 import { Plane, color } from "./plane.js";
 
 const TRAIL_SECONDS = 5;
@@ -19,6 +19,7 @@ const plane = new Plane($("plane"));
 let curves = null;
 let asked = 0;
 
+// What adapting read may be longer or shorter than a curve, where a file's header is wrong.
 const known = () => LINES.filter(([key]) => curves?.[key]);
 
 async function redraw() {
@@ -38,12 +39,12 @@ function showAt(at) {
     const here = Math.min(curve.length - 1, Math.round(at / curves.step));
     const trail = curve.slice(Math.max(0, here - TRAIL_SECONDS / curves.step), here + 1).filter(([a, v]) => a !== null && v !== null);
     const now = curve[here];
-    return { values: now[0] === null || now[1] === null ? null : now, trail, color: color(SHADES[key]) };
+    return { values: now === undefined || now[0] === null || now[1] === null ? null : now, trail, color: color(SHADES[key]) };
   });
   plane.draw(dots);
 }
 
-function inWords() {
+function difference() {
   if (!curves.after) return "";
   const mean = (key, column) => curves[key].reduce((sum, row) => sum + row[column], 0) / curves[key].length;
   const parts = ["arousal", "valence"].map((name, column) => {
@@ -63,13 +64,14 @@ async function show(song) {
     curves = found;
     const waiting = !found.everyone || !found.before;
     if (!waiting) await redraw();
-    $("words").textContent = waiting ? "" : inWords();
+    $("words").textContent = waiting ? "" : difference();
+    $("quarters").textContent = known().filter(([key]) => !waiting && key !== "drawn").map(([key, name]) => `${name}: ${inWords(found[key])}.`).join(" ");
     const { adaptation } = await get("/state");
     const adapting = adaptation !== null && !adaptation.finished && !adaptation.error;
     $("status").textContent = waiting ? "This song's curves are being computed …"
       : found.after ? "" : adapting ? "Your curve of this song is being computed …" : "Annotate a song and adapt to see your own curves.";
     if (!waiting && (found.after || !adapting)) return;
-    await wait(500);
+    await wait(700);
   }
 }
 

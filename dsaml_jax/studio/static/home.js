@@ -5,6 +5,8 @@ import { answer, base, clock, element, get, post, wait } from "./api.js";
 const $ = (id) => document.getElementById(id);
 const canLook = document.querySelector('#step-rate a[href$="/curves"]') !== null;
 
+const isAdapting = (adaptation) => adaptation !== null && !adaptation.ready && !adaptation.error;
+
 function songRow(song, adaptation) {
   const complete = song.drawn.length === 2;
   const row = element("li", {},
@@ -12,15 +14,16 @@ function songRow(song, adaptation) {
   const link = element("a", { className: "button", href: "#" }, complete ? "Annotate again" : "Annotate");
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    const one = document.querySelector('input[name="draw"]:checked').value === "one";
+    const one = howToDraw();
     const first = song.drawn.includes("arousal") && !complete ? "valence" : "arousal";
     location.href = `${base}/annotate/${song.number}?draw=${one ? first : "both"}`;
   });
+  link.id = `annotate-${song.number}`;
   const buttons = element("span", { className: "row" }, link);
   if (complete) {
     const button = element("button", { className: "primary" }, "Adapt");
-    button.dataset.song = song.number;
-    button.disabled = adaptation !== null && !adaptation.ready && !adaptation.error;
+    button.id = `adapt-${song.number}`;
+    button.disabled = isAdapting(adaptation);
     button.addEventListener("click", () => adapt(song.number));
     buttons.append(button);
   } else if (song.drawn.length) {
@@ -43,7 +46,7 @@ function showAdaptation(adaptation, songs) {
     text = `Adapted to what you drew for ${name}: its error on that song was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
     if (!adaptation.finished) text += ` Curves of other songs: ${adaptation.done} of ${adaptation.of}.`;
   }
-  $("adaptation-text").textContent = text;
+  if ($("adaptation-text").textContent !== text) $("adaptation-text").textContent = text;
   const next = $("adaptation-next");
   next.hidden = !adaptation.ready;
   next.href = `${base}/${canLook ? "curves" : "rate"}`;
@@ -61,29 +64,50 @@ async function adapt(song) {
   }
 }
 
+// Rows are made again only when they change, and keep the focus.
+let shown = "";
+function showSongs(songs, adaptation) {
+  const now = JSON.stringify([songs, isAdapting(adaptation)]);
+  if (now === shown) return;
+  shown = now;
+  const focused = document.activeElement?.id;
+  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation)));
+  if (focused && document.activeElement === document.body) $(focused)?.focus();
+}
+
 let running = 0;
 async function refresh() {
   const me = ++running; // the latest call goes on, earlier ones end
   for (;;) {
-    const state = await get("/state");
+    const state = await get("/state").catch((error) => { $("error").textContent = error.message; });
     if (me !== running) return;
-    const { songs, adaptation, practised } = state;
-    $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation)));
-    showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
-    const annotated = songs.some(({ drawn }) => drawn.length === 2);
-    const done = {
-      "step-practice": practised,
-      "step-annotate": annotated,
-      "step-adapt": adaptation?.ready === true,
-      "step-rate": state.to_rate > 0 && state.rated === state.to_rate,
-    };
-    for (const [id, isDone] of Object.entries(done)) $(id).classList.toggle("done", isDone);
-    $("practise").hidden = practised || annotated;
-    $("practise").href = `${base}/annotate/${songs[0].number}?practice=1`;
-    if (!adaptation || adaptation.finished || adaptation.error) return;
-    await wait(250);
+    if (state) {
+      const { songs, adaptation, practised } = state;
+      showSongs(songs, adaptation);
+      showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
+      const annotated = songs.some(({ drawn }) => drawn.length === 2);
+      const done = {
+        "step-practice": practised,
+        "step-annotate": annotated,
+        "step-adapt": adaptation?.ready === true,
+        "step-rate": state.to_rate > 0 && state.rated === state.to_rate,
+      };
+      for (const [id, isDone] of Object.entries(done)) $(id).classList.toggle("done", isDone);
+      $("practice").hidden = practised || annotated || skipped;
+      $("begun").hidden = !$("practice").hidden;
+      if (!adaptation || adaptation.finished || adaptation.error) return;
+    }
+    await wait(state ? 250 : 2000);
   }
 }
+
+let skipped = false;
+$("skip").addEventListener("click", () => { skipped = true; refresh(); });
+$("practise").addEventListener("click", async () => {
+  const { songs } = await get("/state");
+  location.href = `${base}/annotate/${songs[0].number}?practice=1&draw=${howToDraw() ? "arousal" : "both"}`;
+});
+const howToDraw = () => document.querySelector('input[name="draw"]:checked').value === "one";
 
 $("upload")?.addEventListener("submit", async (event) => {
   event.preventDefault();

@@ -21,13 +21,17 @@ function inWords(summary) {
   return text;
 }
 
+let shown = "";
 async function refresh() {
-  const { people, summary } = await answer(await fetch("/owner/state"));
+  const state = await answer(await fetch("/owner/state"));
+  if (JSON.stringify(state) === shown) return; // selected text and the focus stay
+  shown = JSON.stringify(state);
+  const { people, summary } = state;
   document.querySelector("#people tbody").replaceChildren(...people.map(row));
   const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall), ".")];
   const each = Object.entries(summary.participants).filter(([, one]) => one.rated);
   if (each.length > 1) {
-    lines.push(element("ul", {}, ...each.map(([id, one]) => element("li", {}, `listener${id}: ${inWords(one)}`))));
+    lines.push(element("ul", {}, ...each.map(([id, one]) => element("li", {}, `${id}: ${inWords(one)}`))));
   }
   $("summary").replaceChildren(...lines);
 }

@@ -38,7 +38,7 @@ export class Plane {
     ];
   }
 
-  // dots: { values: [arousal, valence], trail: [[arousal, valence], ...] oldest first, color, label }
+  // dots: { values: [arousal, valence], trail: [[arousal, valence], ...] oldest first, color }
   draw(dots) {
     const { pen, width, height } = context(this.canvas);
     const place = ([arousal, valence]) => [
@@ -55,7 +55,7 @@ export class Plane {
     if (this.dimension !== "arousal") { pen.moveTo(0, height / 2); pen.lineTo(width, height / 2); }
     pen.stroke();
     this.#words(pen, width, height);
-    for (const { values, trail = [], color: shade, label } of dots) {
+    for (const { values, trail = [], color: shade } of dots) {
       pen.strokeStyle = pen.fillStyle = shade;
       pen.lineWidth = 3;
       pen.lineCap = "round";
@@ -71,13 +71,6 @@ export class Plane {
       pen.beginPath();
       pen.arc(...place(values), Math.max(6, width * 0.018), 0, 2 * Math.PI);
       pen.fill();
-      if (label) {
-        const [x, y] = place(values);
-        const right = x > width * 0.75;
-        pen.textAlign = right ? "right" : "left";
-        pen.textBaseline = "middle";
-        pen.fillText(label, x + (right ? -12 : 12), y);
-      }
     }
   }
 

@@ -1,7 +1,7 @@
 // Two curves without names, and questions.
 
 import { base, get, post, wait } from "./api.js";
-import { drawChart, follow, onThemeChange } from "./chart.js";
+import { drawChart, follow, inWords, onThemeChange } from "./chart.js";
 import { color } from "./plane.js";
 
 const $ = (id) => document.getElementById(id);
@@ -20,6 +20,7 @@ async function redraw() {
   if (!trial) return;
   for (const side of ["left", "right"]) {
     await drawChart($(`chart-${side}`), [{ name: side, color: color("mine"), curve: trial[side] }], trial.step);
+    $(`words-${side}`).textContent = `${inWords(trial[side])}.`;
   }
 }
 
@@ -49,6 +50,7 @@ async function next() {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   $("error").textContent = "";
+  $("next").disabled = true;
   audio.pause();
   const chosen = new FormData(form);
   try {
@@ -58,12 +60,13 @@ form.addEventListener("submit", async (event) => {
       fit_right: Number(chosen.get("fit_right")),
       comment: $("comment").value,
       listened,
-    });
+    }).catch((error) => { if (error.status !== 409) throw error; }); // it was kept, and the answer lost
     scrollTo(0, 0);
     await next();
   } catch (error) {
     $("error").textContent = error.message;
   }
+  $("next").disabled = false;
 });
 
 follow(audio, [$("chart-left"), $("chart-right")]);
