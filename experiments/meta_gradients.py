@@ -1,19 +1,21 @@
 """Order and algorithm of the meta-gradient."""
 
 from dsaml_jax.experiment import Experiment, Method, Training
+from experiments.pdmer import ALL_THE_WAY
 
+PREDICTOR, HEAD = ("meta.adapts=predictor",), ("meta.adapts=predictor/out",)
 ALGORITHMS = {
-    "FOMAML": ("meta.algorithm=fomaml",),
-    "MAML, second order": ("meta.algorithm=maml",),
-    "ANIL": ("meta.algorithm=anil",),
-    "BOIL": ("meta.algorithm=boil", "meta.learning_rate=1e-3", "meta.strength=1"),
-    "Reptile": ("meta.algorithm=reptile",),
-    "Meta-SGD": ("meta.algorithm=meta-sgd",),
-    "MAML++": ("meta.algorithm=maml++",),
-    "iMAML": ("meta.algorithm=imaml",),
+    "FOMAML": (*PREDICTOR, "meta.algorithm=fomaml"),
+    "MAML, second order": (*PREDICTOR, "meta.algorithm=maml"),
+    "ANIL": (*HEAD, "meta.algorithm=anil"),
+    "BOIL": (*HEAD, "meta.algorithm=boil", "meta.learning_rate=1e-3"),
+    "Reptile": (*PREDICTOR, "meta.algorithm=reptile"),
+    "Meta-SGD": (*PREDICTOR, "meta.algorithm=meta-sgd"),
+    "MAML++": (*PREDICTOR, "meta.algorithm=maml++"),
+    "iMAML": (*PREDICTOR, "meta.algorithm=imaml"),
 }
-FEWER = ("meta.adapts=predictor", "meta.strength=1")
-"""More than the last layer, so that second order has something to say; BOIL adapts what lies in front of it."""
+"""More than the offsets of the last layer adapts, so that second order has something to say. ANIL adapts the head, BOIL what lies in
+front of it."""
 
 FASTEST = "Reptile"
 
@@ -26,8 +28,7 @@ def experiment() -> Experiment:
     """
     trainings = {"DMER": Training("dmer")}
     for name, settings in ALGORITHMS.items():
-        adapts = () if name == "BOIL" else FEWER
-        trainings[name] = Training("pdmer", (*adapts, *settings), start="DMER", share=0.2)
+        trainings[name] = Training("pdmer", (*settings, *ALL_THE_WAY), start="DMER", share=0.2)
     methods = {"DMER": Method("unadapted", "DMER")}
     methods |= {name: Method("adapted", name) for name in ALGORITHMS}
     for name in ALGORITHMS:

@@ -265,8 +265,8 @@ class Runner:
 
 
 def _whole(config: RunConfig, steps: float) -> int:
-    """The nearest number of steps that ends with a validation."""
-    every = config.training.validate_every
+    """The nearest number of steps that ends with a line of the metrics."""
+    every = config.training.log_every
     return max(every, round(steps / every) * every)
 
 
