@@ -345,7 +345,16 @@ def test_ctrl_c_while_starting(tmp_path, capsys, monkeypatch):
 
 
 def test_help_teaches(capsys):
-    for command in ("demo", "prepare", "train", "evaluate", "personalize", "predict", "convert"):
+    for command in (
+        "demo",
+        "prepare",
+        "train",
+        "evaluate",
+        "personalize",
+        "predict",
+        "convert",
+        "studio",
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([command, "--help"])
         assert stopped.value.code == 0

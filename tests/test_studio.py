@@ -731,3 +731,22 @@ def test_a_song_that_cannot_be_decoded_harms_no_other(studio, monkeypatch):
         time.sleep(0.01)
     assert study.library.refused[song.path.name] == "no"
     study.modelling.wait_until_warm()  # the thread lives
+
+
+def test_everyone_is_the_run_it_began_from(small_run, songs, tmp_path):
+    loaded = load_model(small_run)
+    config = serving.Settings(checkpoint=small_run, songs=songs, study=tmp_path)
+    assert serving._everyone(config, loaded) is None
+
+    def began_from(folder):
+        training = dataclasses.replace(loaded.info.config.training, init_from=str(folder))
+        run = dataclasses.replace(loaded.info.config, training=training)
+        return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, config=run))
+
+    assert serving._everyone(config, began_from(small_run)) is not None
+    assert (
+        serving._everyone(config, began_from(tmp_path / "gone" / small_run.name)) is not None
+    )  # both were moved
+    assert serving._everyone(config, began_from(tmp_path / "gone")) is None
+    with pytest.raises(UsageError):
+        serving._everyone(dataclasses.replace(config, everyone=tmp_path / "gone"), loaded)

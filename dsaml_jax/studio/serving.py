@@ -128,16 +128,19 @@ def open_study(settings: Settings) -> Iterator[Study]:
 
 
 def _everyone(settings: Settings, loaded: LoadedModel) -> LoadedModel | None:
-    folder = settings.everyone
-    if folder is None:
-        start = loaded.info.config.training.init_from
-        folder = Path(start) if start and Path(start).is_dir() else None
-    if folder is None:
-        return None
-    everyone = load_model(folder)
-    if everyone.info.features != loaded.info.features:
-        raise UsageError(f"{folder} reads other features than {settings.checkpoint}; choose another --everyone")  # fmt: skip
-    return everyone
+    """The run that was asked for, or the one that the checkpoint began from, if it is there still."""
+    if settings.everyone is not None:
+        everyone = load_model(settings.everyone)
+        if everyone.info.features != loaded.info.features:
+            raise UsageError(f"{settings.everyone} reads other features than {settings.checkpoint}; choose another --everyone")  # fmt: skip
+        return everyone
+    start = loaded.info.config.training.init_from
+    for folder in (Path(start), settings.checkpoint.parent / Path(start).name) if start else ():
+        with contextlib.suppress(UsageError):
+            everyone = load_model(folder)
+            if everyone.info.features == loaded.info.features:
+                return everyone
+    return None
 
 
 def _listen(settings: Settings) -> socket.socket:
