@@ -60,10 +60,11 @@ def experiment() -> Experiment:
             "random tasks, adapted": Method("adapted", "MAML, random tasks"),
             "MAML unadapted": Method("unadapted", "MAML"),
             "MAML adapted": Method("adapted", "MAML"),
+            "MAML adapted, 0.8 of the way": Method("adapted", "MAML", ("meta.strength=0.8",)),
             "MAML adapted, all the way": Method("adapted", "MAML", ALL_THE_WAY),
         },
         against="MAML unadapted",
-        subjects=("MAML adapted", "MAML adapted, all the way"),
+        subjects=("MAML adapted", "MAML adapted, 0.8 of the way", "MAML adapted, all the way"),
         protocols=("clean", "reference"),
         figures=("listeners", "annotators", "attention", "learning", "spread"),
     )
