@@ -68,7 +68,7 @@ def test_equal_methods_differ_by_nothing():
     assert (found.mean, found.low, found.high, found.better, found.worse) == (0, 0, 0, 0, 0)
     assert found.verdict == ""
     rounded = paired_difference(np.full(5, 1.0 + 1e-8), np.ones(5), lower_is_better=True)
-    assert (rounded.better, rounded.worse) == (0, 0)
+    assert (rounded.better, rounded.worse, rounded.verdict) == (0, 0, "")
     # A constant difference has no spread to draw from, and needs none.
     assert paired_difference(np.ones(5), np.zeros(5), lower_is_better=False).verdict == "better"
     with pytest.raises(ValueError, match="paired units"):

@@ -39,8 +39,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """`better` or `worse` where the interval excludes zero, else empty."""
-        if self.low <= 0.0 <= self.high:
+        """`better` or `worse` where the interval excludes zero, and what rounding makes of it; else empty."""
+        if self.low <= NO_DIFFERENCE and self.high >= -NO_DIFFERENCE:
             return ""
         return "better" if (self.high < 0.0) == self.lower_is_better else "worse"
 
