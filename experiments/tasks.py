@@ -8,11 +8,11 @@ def experiment() -> Experiment:
     """Annotator tasks against random tasks and against training on the mean alone.
 
     Claim: only with annotators as tasks does meta-training learn what adapting to a listener needs.
-    Command: `dsaml experiment tasks --dataset synthetic --seeds 2 --out experiments_out`
-    Result (2 seeds): not so here. Meta-training beats the mean alone (CCC +0.005, RMSE -0.006 after adapting), but random tasks do as
-      well as annotators (CCC +0.0017 better, RMSE 0.0006 better): where only offsets adapt, by steps of a fixed size, there is nothing about
-      adapting to learn, and what is learned is a better model for everybody.
-    Time: 2 minutes, once `pdmer` has trained the models.
+    Command: `dsaml experiment tasks --dataset synthetic --seeds 3 --out experiments_out`
+    Result (3 seeds): so it is. Adapted all the way, annotator tasks beat random ones by 0.005 CCC and 0.009 RMSE for 43 of 60 listeners, and
+      training on the mean by 0.015 and 0.015. Unadapted the two are the same: what annotators teach is how far to move. Their rates become 0.050 for
+      arousal and 0.040 for valence; with random tasks 0.005 and 0.000.
+    Time: a minute, once `pdmer` has trained the models.
     """
     return Experiment(
         title="Annotator tasks",
