@@ -282,7 +282,8 @@ def _initial_state(
         wanted = jax.eval_shape(
             lambda: checkpoints.initial_variables(model, corpus.features, jax.random.key(0))
         )
-        shapes = [jax.tree.map(np.shape, variables) for variables in (source.variables, wanted)]
+        variables = {name: source.variables[name] for name in wanted}
+        shapes = [jax.tree.map(np.shape, found) for found in (variables, wanted)]
         if shapes[0] != shapes[1]:
             other = dataclasses.replace(config, model=source.info.config.model)
             raise UsageError(
@@ -295,13 +296,12 @@ def _initial_state(
                 f"the data has {corpus.features.name}"
             )
         require_same_corpus(source.info.data, corpus, config.training.init_from)
-        variables = source.variables
     else:
         variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
             key
         )
     learned = variables["params"]
-    if config.training.task == "pdmer":  # rates of another run belonged to its algorithm
+    if config.training.task == "pdmer":  # rates that another run learned belonged to its algorithm
         learned = to_learned(config.meta, {"params": learned})
     return TrainState(learned, variables["batch_stats"], optimizer.init(learned), np.True_)
 

@@ -64,7 +64,7 @@ def experiment() -> Experiment:
             "MAML adapted, all the way": Method("adapted", "MAML", ALL_THE_WAY),
         },
         against="MAML unadapted",
-        subjects=("MAML adapted", "MAML adapted, 0.8 of the way", "MAML adapted, all the way"),
+        subjects=("MAML adapted, 0.8 of the way", "MAML adapted", "MAML adapted, all the way"),
         protocols=("clean", "reference"),
         figures=("listeners", "annotators", "attention", "learning", "spread"),
     )

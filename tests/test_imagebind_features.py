@@ -21,7 +21,7 @@ from dsaml_jax.checkpoints import RunInfo, initial_variables, save_model
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.training import fit_config
-from tests.conftest import SMALL_MODEL
+from tests.conftest import SMALL_DMER
 from tests.deam_files import AUDIO, make_deam
 from tests.test_imagebind import published_weights
 
@@ -68,7 +68,7 @@ def test_the_weights_are_named_wherever_features_are(weights_file, data):
 def test_predict_asks_for_the_same_weights(root, weights_file, data, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     corpus = read_corpus(data)
-    config = fit_config(with_settings(preset("tiny"), SMALL_MODEL), corpus)
+    config = fit_config(with_settings(preset("tiny"), SMALL_DMER), corpus)
     variables = initial_variables(DSAML(config.model), corpus.features, jax.random.key(0))
     save_model(run, variables, RunInfo(config, corpus.features, "imagebind"))
     predict = ["predict", "--checkpoint", run, root / AUDIO / "2.wav", "--out", out]

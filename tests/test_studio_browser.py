@@ -294,7 +294,7 @@ def test_practice_comes_first_and_is_not_used(page, person, studio):
     page.goto(person.page)
     assert not page.locator("#songs").is_visible()
     page.get_by_role("button", name="Practise").click()
-    page.get_by_role("heading", name="Practise").wait_for()
+    page.wait_for_url("**/annotate/**")
     play(page)
     draw_until(page, 2.0)
     page.click("#done")
