@@ -41,8 +41,8 @@ def on_grid(annotations: np.ndarray, steps: int, start: float = 0.0) -> np.ndarr
 
 
 def fit(curve: np.ndarray, steps: int) -> np.ndarray:
-    """Cuts `[n]`, or fills it with NaN, to `[steps]`."""
-    fitted = np.full(steps, np.nan, np.float32)
+    """Cuts `[n, ...]`, or fills it with NaN, to `[steps, ...]`."""
+    fitted = np.full((steps, *curve.shape[1:]), np.nan, np.float32)
     fitted[: len(curve)] = curve[:steps]
     return fitted
 

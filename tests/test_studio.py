@@ -422,6 +422,10 @@ def test_links_are_made_by_the_owner(studio, owner):
 def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
     address, study = studio
     people = [Person(address, study, f"rater {i}") for i in range(3)]
+    people[0].annotate(song_named(study, "five").number, 0.1, 0.1)
+    people[1].annotate(
+        song_named(study, "five").number, 0.1, 0.1, seconds=47.0
+    )  # its header says 45
     for number, person in enumerate(people):
         for name in ("one", "two", "four"):
             person.annotate(song_named(study, name).number, 0.2 * number, -0.2 * number)
@@ -448,7 +452,20 @@ def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
     assert owner.get("/owner/export/../../study.sqlite").status_code == 404
 
 
-def test_tables_for_the_owner(studio, owner):
+def test_tables_for_the_owner(person, studio, owner):
+    _, study = studio
+    for name in ("one", "two"):
+        person.annotate(song_named(study, name).number, 0.1, 0.1)
+    number = study.store.add_adaptation(person.who, song_named(study, "one").number)
+    study.store.end_adaptation(number, before=0.2, after=0.1)
+    planned = [
+        (song_named(study, name).number, "left") for name in ("two", "three", "four", "five")
+    ]
+    study.store.add_trials(person.who, number, planned, blind=False)
+    for trial in study.store.trials(person.who):
+        study.store.rate(
+            person.who, trial["id"], chosen_side="left", fits=(5, 2), comment="=1+1", listened=3.0
+        )
     text = owner.get("/owner/export/ratings.csv").text
     assert text.startswith("participant,position,song,adapted_side")
     assert "'=1+1" in text and ",=1+1" not in text
@@ -565,6 +582,8 @@ def test_songs_of_ones_own(person, studio):
     song = studio[1].library.get(answer.json()["number"])
     assert song.path.parent == studio[1].folder / "uploads" and song.name == "<script>"
     stranger = Person(*studio)  # nobody else sees it
+    with zipfile.ZipFile(io.BytesIO(stranger.get("/export.zip").content)) as archive:
+        assert "<script>" not in archive.read("songs.csv").decode()
     assert song.number in {song["number"] for song in person.state()["songs"]}
     assert song.number not in {song["number"] for song in stranger.state()["songs"]}
     assert stranger.get(f"/songs/{song.number}/audio").status_code == 404

@@ -8,13 +8,12 @@ import hashlib
 import json
 import random
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
 from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
@@ -75,9 +74,6 @@ class Study:
     blind: bool = False
     ratings: int = 10
     uploads: bool = True
-
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def application(study: Study, hosts: list[str]) -> Starlette:
@@ -148,12 +144,12 @@ def _page(name: str, **values: Any) -> HTMLResponse:
     return HTMLResponse(_environment.get_template(name).render(**values))
 
 
-async def _json(request: Request, most: int = MOST_JSON_BYTES) -> Any:
+async def _json(request: Request) -> Any:
     # A form of another page cannot send this type without asking first.
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         raise HTTPException(415, "send application/json")
     try:
-        return json.loads(await _body(request, most))
+        return json.loads(await _body(request, MOST_JSON_BYTES))
     except (ValueError, RecursionError):
         raise HTTPException(400, "this is not JSON") from None
 
@@ -385,10 +381,9 @@ class _Pages:
             practice=asked.get("practice") is True, fresh=asked.get("fresh") is True,
         )  # fmt: skip
         take = await run_in_threadpool(begin)
-        curve = drawn_curve(take.entries)
         return JSONResponse({
             "take": take.number, "session": take.session, "next": len(take.entries),
-            "curve": [[None if np.isnan(x) else x for x in row] for row in curve.tolist()],
+            "curve": curve_rows(drawn_curve(take.entries)),
             "at": take.entries[-1][0] if take.entries else 0.0,
         })  # fmt: skip
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.base import plain_cell, replacing
-from data_prep.curves import mean_curve
+from data_prep.curves import fit, mean_curve
 from data_prep.deam import ANNOTATION_START
 from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.figures import song_curve, to_svg
 from dsaml_jax.personalize import curve_table
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling
-from dsaml_jax.studio.ratings import SIDES, listener_id, summary_of_study
+from dsaml_jax.studio.ratings import fits, listener_id, summary_of_study
 from dsaml_jax.studio.store import Participant, Row, Store
 
 _DYNAMIC = "dynamic (per second annotations)"
@@ -87,7 +87,8 @@ def _deam_tables(drawn: Drawn) -> dict[str, str]:
     most = 0
     for song, curves in drawn.items():
         # As long as the song, or shorter where nobody drew its end: DEAM has no empty last columns.
-        stack = np.stack([labels[skipped:] for _, labels in curves])
+        longest = max(len(labels) for _, labels in curves)
+        stack = np.stack([fit(labels, longest)[skipped:] for _, labels in curves])
         complete = np.isfinite(stack).all(axis=2)
         if not complete.any():
             continue
@@ -133,10 +134,10 @@ def ratings_table(store: Store) -> str:
 
     def row(who: Participant, trial: Row) -> tuple[object, ...]:
         adapted = trial["adapted_side"]
-        other = SIDES[1 - SIDES.index(adapted)]
+        fit_adapted, fit_unadapted = fits(trial)
         return (
             listener_id(who), trial["position"] + 1, trial["song"], adapted, trial["chosen_side"],
-            int(trial["chosen_side"] == adapted), trial[f"fit_{adapted}"], trial[f"fit_{other}"],
+            int(trial["chosen_side"] == adapted), fit_adapted, fit_unadapted,
             trial["fit_left"], trial["fit_right"], round(trial["listened"], 1),
             datetime.datetime.fromtimestamp(trial["rated"], datetime.UTC).isoformat(timespec="seconds"),
             trial["blind"], trial["adaptation"], plain_cell(trial["comment"]),
@@ -158,9 +159,9 @@ def summary_json(store: Store) -> str:
 
 def write_own(path: Path, who: Participant, store: Store, library: Library, modelling: Modelling) -> None:  # fmt: skip
     """A ZIP file with what a participant drew, their model, its curves and figures."""
-    adaptations = store.adaptations(who)
+    adaptations, songs = store.adaptations(who), library.of(who)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:  # fmt: skip
-        for song in library:
+        for song in songs:
             name = f"{song.number}"
             labels = modelling.labels(who, song)
             if labels is not None:
@@ -169,7 +170,7 @@ def write_own(path: Path, who: Participant, store: Store, library: Library, mode
             if own is not None:
                 archive.writestr(f"curves/{name}.csv", curve_table(own))
                 archive.writestr(f"figures/{name}.svg", to_svg(song_curve(own, song.name)))
-        archive.writestr("songs.csv", _csv(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in library)))  # fmt: skip
+        archive.writestr("songs.csv", _csv(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in songs)))  # fmt: skip
         if adaptations:
             folder = modelling.model_folder(adaptations[-1]["id"])
             for file in sorted(folder.rglob("*")):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.base import DataError, replacing
-from data_prep.curves import on_grid
+from data_prep.curves import fit, on_grid
 from data_prep.features import window_starts
 from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND
 from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
@@ -265,8 +265,7 @@ class Modelling:
             self._stages[number] = "listening to your song"
             features = self._library.features(song)
             self._stages[number] = "taking the inner steps"
-            fitted = np.full((len(features.log_mel), 2), np.nan, np.float32)
-            fitted[: len(labels)] = labels[: len(fitted)]
+            fitted = fit(labels, len(features.log_mel))
             result = personalize_on(self._loaded, features, fitted, what=song.name)
             folder = self.model_folder(number)
             shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off

@@ -43,15 +43,15 @@ def check_rating(answer: Any) -> dict[str, Any]:
     """
     if not isinstance(answer, dict) or answer.get("chosen") not in SIDES:
         raise UsageError("choose one of the two curves")
-    fits = answer.get("fit_left"), answer.get("fit_right")
-    if not all(type(fit) is int and fit in FITS for fit in fits):
+    rated = answer.get("fit_left"), answer.get("fit_right")
+    if not all(type(fit) is int and fit in FITS for fit in rated):
         raise UsageError("rate both curves from 1 to 7")
     comment, listened = answer.get("comment", ""), answer.get("listened", 0.0)
     if not isinstance(comment, str) or len(comment) > MOST_COMMENT or not is_text(comment):
         raise UsageError(f"a comment may have {MOST_COMMENT} characters")
     if isinstance(listened, bool) or not isinstance(listened, int | float) or not 0 <= listened < 1e6:  # fmt: skip
         raise UsageError("listened is a number of seconds")
-    return {"chosen_side": answer["chosen"], "fits": fits, "comment": comment, "listened": float(listened)}  # fmt: skip
+    return {"chosen_side": answer["chosen"], "fits": rated, "comment": comment, "listened": float(listened)}  # fmt: skip
 
 
 def listener_id(who: Participant) -> str:
@@ -59,11 +59,10 @@ def listener_id(who: Participant) -> str:
     return f"listener{who.id:03d}"
 
 
-def _fits(trial: Row) -> tuple[int, int]:
+def fits(trial: Row) -> tuple[int, int]:
     """Of the adapted and of the unadapted curve."""
-    fits = {side: trial[f"fit_{side}"] for side in SIDES}
     adapted = trial["adapted_side"]
-    return fits[adapted], fits[SIDES[1 - SIDES.index(adapted)]]
+    return trial[f"fit_{adapted}"], trial[f"fit_{SIDES[1 - SIDES.index(adapted)]}"]
 
 
 def summarise(trials: Sequence[Row]) -> dict[str, Any]:
@@ -86,13 +85,13 @@ def summarise(trials: Sequence[Row]) -> dict[str, Any]:
     }
     by_person: dict[int, list[tuple[int, int]]] = {}
     for trial in rated:
-        by_person.setdefault(trial["participant"], []).append(_fits(trial))
-    fits = [np.mean(pairs, axis=0) for pairs in by_person.values()]
-    if len(fits) == 1:
-        fits = [np.array(_fits(trial), float) for trial in rated]
-    adapted, unadapted = np.array(fits).T
+        by_person.setdefault(trial["participant"], []).append(fits(trial))
+    units = [np.mean(pairs, axis=0) for pairs in by_person.values()]
+    if len(units) == 1:
+        units = [np.array(fits(trial), float) for trial in rated]
+    adapted, unadapted = np.array(units).T
     summary["fit_difference"] = float(np.mean(adapted - unadapted))
-    if len(fits) > 1:
+    if len(units) > 1:
         found = paired_difference(adapted, unadapted, lower_is_better=False)
         summary |= {"fit_low": found.low, "fit_high": found.high}
     return summary

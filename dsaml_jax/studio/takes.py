@@ -9,8 +9,7 @@ import numpy as np
 
 from dsaml_jax.errors import UsageError
 
-Dimension = str
-DIMENSIONS: tuple[Dimension, ...] = ("both", "arousal", "valence")
+DIMENSIONS = ("both", "arousal", "valence")
 """What a take draws: both at once, or one as DEAM's raters did."""
 
 RUN_GAP = 1.0
