@@ -12,6 +12,8 @@ import jax  # noqa: E402 (reads the flags)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import golden_file, recipe  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CACHE = Path(os.environ.get("DSAML_CACHE", ROOT / ".jax_cache"))
@@ -24,11 +26,53 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.fixture(scope="session")
 def golden():
-    """Loads arrays made by the published implementation."""
+    """Loads arrays made by the published implementation, of large ones a sample; see golden_file.py."""
+    return golden_file.arrays
+
+
+@pytest.fixture(params=["sample", "whole"])
+def deep_golden(request):
+    """`golden`, and once more with the large arrays whole, where they are."""
+    if request.param == "sample":
+        return golden_file.arrays
     folder = SHARED / "golden"
     if not folder.is_dir():
-        pytest.skip("the arrays of the published implementation are not on this machine")
+        pytest.skip("compared with the sample only: the whole arrays are not on this machine")
     return lambda name: dict(np.load(folder / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session")
+def published_config():
+    """Our configuration of the model that most of the arrays are of."""
+    from dsaml_jax import ModelConfig
+
+    stored = golden_file.facts("config")
+    cfg = stored["cfg"]
+    return ModelConfig(
+        width=cfg["D"], num_heads=cfg["H"], num_layers=cfg["L"], ffn_width=stored["ffn"],
+        local_context=cfg["lc"], global_context=cfg["gc"], dropout=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def published_variables(published_config):
+    """Its weights."""
+    from dsaml_jax import convert
+
+    state_dict = recipe.weights(golden_file.shapes("state_dict_names"), recipe.SEED)
+    return convert.from_torch(state_dict, published_config)
+
+
+@pytest.fixture(scope="session")
+def support(published_config):
+    """Log-mel, embedding, arousal and valence of its one support song."""
+    return recipe.inputs(recipe.SEED + 2, 1, 60, published_config.width)
+
+
+@pytest.fixture(scope="session")
+def query(published_config):
+    """The same of its two query songs."""
+    return recipe.inputs(recipe.SEED + 1, 2, 60, published_config.width)
 
 
 @pytest.fixture(scope="session")

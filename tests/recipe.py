@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+SEED = 1234
+"""Of the stored arrays: the weights are drawn by it, everything else by a number a little above."""
+
 _HALF = ("distance_embedding.weight", "cls_token", "pos_embed", "bias_k", "bias_v")
 
 

@@ -22,7 +22,8 @@ import soundfile
 from dsaml_jax import cli
 from dsaml_jax.cli import main
 from dsaml_jax.evaluation import COLUMNS
-from tests.conftest import SHARED, SMALL_MODEL
+from tests import golden_file
+from tests.conftest import SMALL_MODEL
 from tests.deam_files import AUDIO, AVERAGED
 from tests.recipe import weights
 from tests.test_imagebind import published_weights
@@ -156,12 +157,15 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     assert results["protocol"] == protocol and results["facts"]["embedding"] == "spectral"
 
 
-def test_convert(tmp_path, golden, small_data, capsys):
+def test_convert(tmp_path, small_data, capsys):
     """A published model becomes a checkpoint that a run can start from."""
     torch = pytest.importorskip("torch", reason="PyTorch (extra [torch]) is not installed")
-    shapes = json.loads((SHARED / "golden" / "full_1024_names.json").read_text())
-    state_dict = {name: torch.from_numpy(x) for name, x in weights(shapes, 3).items()}
-    torch.save(state_dict, tmp_path / "model.pth")
+
+    def state_dict(names):
+        drawn = weights(golden_file.shapes(names), 3)
+        return {name: torch.from_numpy(array) for name, array in drawn.items()}
+
+    torch.save(state_dict("full_1024_names"), tmp_path / "model.pth")
     out = tmp_path / "converted"
     assert main(["convert", "reference", str(tmp_path / "model.pth"), "--out", str(out)]) == 0
     data = tmp_path / "data"
@@ -171,8 +175,7 @@ def test_convert(tmp_path, golden, small_data, capsys):
            "--steps", "1", f"--set=training.init_from={out}", "--set=training.batch_songs=1"]  # fmt: skip
     assert main(run) == 0
 
-    small = {name: torch.from_numpy(array) for name, array in golden("state_dict").items()}
-    torch.save(small, tmp_path / "small.pth")
+    torch.save(state_dict("state_dict_names"), tmp_path / "small.pth")
     message = fails(capsys, "convert", "reference", tmp_path / "small.pth", "--out", tmp_path / "o")
     assert "width 64" in message
     torch.save({"weights": [1, 2]}, tmp_path / "odd.pth")

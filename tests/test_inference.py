@@ -10,6 +10,7 @@ import pytest
 from data_prep.features import window_starts
 from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.inference import predict_song
+from tests.recipe import SEED
 
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0)
 MODEL = DSAML(CONFIG)
@@ -49,24 +50,16 @@ def test_stitching(variables, steps, per_step):
     np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
-def test_one_window_equals_the_published_inference(golden):
+def test_one_window_equals_the_published_inference(
+    golden, published_config, published_variables, query
+):
     """At 60 steps the published sliding window is a single window, and so is ours."""
-    import json
-
-    from dsaml_jax import convert
-    from tests.conftest import SHARED
-    from tests.recipe import inputs
-
-    stored = json.loads((SHARED / "golden" / "config.json").read_text())
-    cfg = stored["cfg"]
-    config = ModelConfig(
-        width=cfg["D"], num_heads=cfg["H"], num_layers=cfg["L"], local_context=cfg["lc"],
-        global_context=cfg["gc"], dropout=0.0,
-    )  # fmt: skip
     expected = golden("slide_inference")
-    variables = convert.from_torch(golden("state_dict"), config)
-    mel = inputs(stored["seed"] + 1, 2, 60, cfg["D"])[0][0]
-    embedding = expected["real_global"][0, :60]
-    curve = predict_song(DSAML(config), variables, mel, embedding, window_starts(60), per_step=True)
+    random = np.random.RandomState(SEED + 7)
+    embedding = random.standard_normal((130, published_config.width)).astype(np.float32)[:60]
+    curve = predict_song(
+        DSAML(published_config), published_variables, query[0][0], embedding, window_starts(60),
+        per_step=True,
+    )  # fmt: skip
     np.testing.assert_allclose(curve[:, 0], expected["real_eval_T60_arousal"][0], atol=2e-5)
     np.testing.assert_allclose(curve[:, 1], expected["real_eval_T60_valence"][0], atol=2e-5)
