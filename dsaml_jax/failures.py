@@ -116,7 +116,8 @@ def _replay(
 ) -> dict[str, Any]:
     model, stats = DSAML(config.model), variables["batch_stats"]
     dropout = config.model.dropout > 0.0
-    pair = tuple(jax.random.wrap_key_data(key) for key in keys) if dropout else (None, None)
+    inner_key, outer_key = map(jax.random.wrap_key_data, keys)
+    pair = (inner_key, outer_key) if dropout else (None, None)
     by_batch = support is None or config.meta.batch_norm == "batch"
     weight = 0.0 if support is None else config.meta.squared_error_weight
     outer = query_loss(model, stats, batch_norm=by_batch, squared_error_weight=weight)

@@ -54,6 +54,7 @@ def fails(capsys, *arguments):
     return message
 
 
+@pytest.mark.slow
 def test_quick_demo_end_to_end(tmp_path, environment):
     workdir = tmp_path / "demo"
     started = time.monotonic()
@@ -252,6 +253,7 @@ def write_limited(environment, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_half_written(small_data, small_run, tmp_path, environment):
     environment["DSAML_CACHE"] = str(tmp_path / "cache")  # the shared one must not be cut short
     root, data = small_data
@@ -298,6 +300,7 @@ def test_a_folder_that_cannot_be_written(small_data, small_run, real, capsys):
         assert nowhere in fails(capsys, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["composing", "features"])
 def test_ctrl_c_while_preparing_leaves_nothing_half_done(tmp_path, environment, stage):
     command = [*COMMAND, "prepare", "synthetic", "--root", str(tmp_path / "c"), "--out",

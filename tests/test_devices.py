@@ -64,10 +64,12 @@ def assert_same_run(ours, theirs):
         assert mine == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_four_devices(four_devices, one_device):
     assert_same_run(four_devices, one_device)
 
 
+@pytest.mark.slow
 def test_two_processes_over_loopback(small_data, one_device, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -87,6 +89,7 @@ def test_two_processes_over_loopback(small_data, one_device, tmp_path):
     assert loaded.step == checkpoints.load_model(one_device).step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
 def test_a_checkpoint_goes_on_with_another_number_of_devices(
     small_data, one_device, four_devices, tmp_path, before, after
@@ -115,6 +118,7 @@ def test_options_of_several_processes(small_data, tmp_path, capsys):
     assert "need --distributed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_steps_in_one_dispatch_are_the_same_steps(small_data, tmp_path):
     """Also where the last dispatch is shorter, and where the run goes on in between."""
     from data_prep.shards import read_corpus

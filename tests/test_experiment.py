@@ -187,6 +187,7 @@ def quick(small_data, tmp_path_factory):
     return out, arguments
 
 
+@pytest.mark.slow
 def test_a_quick_experiment(quick):
     out, _ = quick
     folder = out / "pdmer"
@@ -203,6 +204,7 @@ def test_a_quick_experiment(quick):
     assert {name[:-4] for name in linked} == {n[:-4] for n in drawn if n.endswith(".pdf")}
 
 
+@pytest.mark.slow
 def test_it_uses_again_what_is_there(quick, monkeypatch):
     out, arguments = quick
     before = {p: p.read_bytes() for p in (out / "pdmer").rglob("*") if p.is_file()}
@@ -216,6 +218,7 @@ def test_it_uses_again_what_is_there(quick, monkeypatch):
             assert path.read_bytes() == content, path
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_every_time(quick):
     out, arguments = quick
     before = {p: p.read_bytes() for p in (out / "pdmer" / "figures").iterdir()}
@@ -223,6 +226,7 @@ def test_figures_are_the_same_bytes_every_time(quick):
     assert {p: p.read_bytes() for p in before} == before
 
 
+@pytest.mark.slow
 def test_other_experiments_share_its_models(quick, small_data, capsys):
     out, arguments = quick
     assert main([word for word in arguments if word != "--quiet"] + []) == 0
@@ -233,12 +237,14 @@ def test_other_experiments_share_its_models(quick, small_data, capsys):
     assert "mean only, adapted" in page and "Each minus annotator tasks, adapted" in page
 
 
+@pytest.mark.slow
 def test_a_changed_setting_is_refused(quick, capsys):
     _, arguments = quick
     assert main([*arguments, "--set=meta.steps=1"]) == 2
     assert "meta.steps: 2 -> 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
     out, _ = quick
     experiment = Experiment(
@@ -255,6 +261,7 @@ def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
     (out / "gone").rename(out / "runs" / "DMER" / "seed0" / "status.json")
 
 
+@pytest.mark.slow
 def test_choices_are_made_on_validation_only(small_data, quick, monkeypatch):
     out, _ = quick
     import experiments.pdmer

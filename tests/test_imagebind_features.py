@@ -47,6 +47,7 @@ def data(root, weights_file, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_shards_hold_the_mean_over_three_clips_of_each_window(root, weights_file, data):
     corpus = read_corpus(data)
     assert corpus.embedding.shape == (3, 1024)
@@ -65,6 +66,7 @@ def test_the_weights_are_named_wherever_features_are(weights_file, data):
     assert "CC-BY-NC" in (find_dataset(data) / "card" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_predict_asks_for_the_same_weights(root, weights_file, data, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     corpus = read_corpus(data)
@@ -125,6 +127,7 @@ def remembering(read):
     return embed
 
 
+@pytest.mark.slow
 def test_interrupted_embedding_goes_on(root, weights_file, tmp_path, monkeypatch):
     """A shard that is done is not embedded again, and a song whose sound did not change neither."""
     digest = weights.digest(weights_file)

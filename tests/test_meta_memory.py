@@ -146,6 +146,7 @@ def real_model():
     return loss, variables["params"], support, query
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["mixed", "remat-sqrt"])
 def test_finite_differences_on_the_model(real_model, memory):
     """Steps of 1e-8: larger ones meet the kinks of relu and max-pooling."""

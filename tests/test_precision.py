@@ -90,6 +90,7 @@ def test_gradient_has_the_same_direction(both):
         assert cosine(gradient[module], near[module]) > 0.99, module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["maml", "fomaml"])
 def test_meta_gradient_has_the_same_direction(name, variables, data):
     """Measured: cosine 0.997 to 0.9999 in both orders over seven draws; 0.95 in an eighth."""

@@ -73,6 +73,7 @@ def decoded(monkeypatch):
 # ---- Going on.
 
 
+@pytest.mark.slow
 def test_200_songs_with_a_kill_in_the_middle(root, whole, tmp_path, decoded):
     process = subprocess.Popen(
         [sys.executable, "-c", PREPARE, str(root), str(tmp_path)],
@@ -306,6 +307,7 @@ def test_processes_write_the_same_files(root, whole, tmp_path):
     assert contents(folder) == contents(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Beam's own
 @pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs the extra [beam]")
 def test_beam_with_two_workers_writes_the_same_files(root, whole, tmp_path):

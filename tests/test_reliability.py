@@ -82,6 +82,7 @@ def stop_after(monkeypatch, steps, number=signal.SIGTERM):
 # ---- Asked to stop.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 4, 6])
 def test_a_stopped_run_goes_on_to_the_same_numbers(corpus, whole, tmp_path, monkeypatch, steps):
     """Also between two lines of the metrics file, whose mean then spans both processes."""
@@ -98,6 +99,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(corpus, whole, tmp_path, monk
     assert read_status(workdir).state == "finished"
 
 
+@pytest.mark.slow
 def test_an_interruption_that_is_damaged_costs_only_itself(corpus, whole, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     stop_after(monkeypatch, 6)
@@ -123,6 +125,7 @@ def test_a_signal_that_comes_too_late_is_handed_on():
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_kill_before_the_first_file_leaves_the_folder_usable(corpus, whole, tmp_path):
     for name in (".lock", ".run.json.abc.json"):
         (tmp_path / name).touch()
@@ -149,6 +152,7 @@ def test_a_finished_model_is_no_work_directory(corpus, whole, tmp_path):
     assert "personalised on 30 s" in (tmp_path / "mine" / "report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_to_the_command(small_data, whole, tmp_path, number, status):
     workdir = tmp_path / "run"
@@ -196,6 +200,7 @@ DAMAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_costs_only_itself(corpus, whole, copy, damage, capsys):
     damage(copy / "checkpoints" / "12")
@@ -208,6 +213,7 @@ def test_a_damaged_checkpoint_costs_only_itself(corpus, whole, copy, damage, cap
     assert_same(copy, whole)
 
 
+@pytest.mark.slow
 def test_all_damaged_is_a_new_beginning(corpus, whole, copy):
     for folder in (copy / "checkpoints").iterdir():
         cut(folder)
@@ -242,6 +248,7 @@ def test_torn_metrics_are_mended(corpus, whole, copy):
     assert_same(copy, whole)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_first_version_keep_working(small_data, tmp_path):
     """Made before checkpoints had checksums: it predicts the same, and goes on to the same numbers."""
     with tarfile.open(Path(__file__).parent / "data" / "run_format_1.tar.gz") as archive:
@@ -282,6 +289,7 @@ def poisoned(corpus, song):
     return dataclasses.replace(corpus, log_mel=features)
 
 
+@pytest.mark.slow
 def test_a_song_that_is_not_finite_is_named(corpus, small_run, tmp_path, monkeypatch, capsys):
     """PDMER: step, task, annotator and song are named, and the bundle replays it."""
     song = 7
@@ -307,6 +315,7 @@ def test_a_song_that_is_not_finite_is_named(corpus, small_run, tmp_path, monkeyp
     assert all(line.step < bundle.step for line in last)
 
 
+@pytest.mark.slow
 def test_a_diverging_run_keeps_the_state_before_it(corpus, tmp_path):
     """DMER: the songs of the step are named; the bundle holds parameters that are finite still."""
     workdir = tmp_path / "run"
@@ -319,6 +328,7 @@ def test_a_diverging_run_keeps_the_state_before_it(corpus, tmp_path):
     assert not found.is_finite and found.inputs_finite.all()
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped(corpus, whole, tmp_path):
     """Adam does not see the scale of all gradients, so what shows is that their ratio over steps changes."""
     norms = [line["gradient_norm"] for line in read_metrics(whole) if line["kind"] == "train"]
@@ -394,6 +404,7 @@ def test_a_run_does_not_fail_for_want_of_a_report(corpus, copy):
     assert train(settings(), corpus, copy)["best_step"] > 0
 
 
+@pytest.mark.slow
 def test_time_goes_on_after_an_interruption(corpus, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     stop_after(monkeypatch, 6)

@@ -419,6 +419,7 @@ def test_links_are_made_by_the_owner(studio, owner):
     assert people[-1]["name"] == "<b>Ann</b>"
 
 
+@pytest.mark.slow
 def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
     address, study = studio
     people = [Person(address, study, f"rater {i}") for i in range(3)]
@@ -630,6 +631,7 @@ def test_decoding_has_a_time_limit(person, studio, monkeypatch):
 # ---- Starting.
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
     config = serving.Settings(
         checkpoint=small_run, songs=songs, study=tmp_path, blind=True, ratings=2
@@ -657,6 +659,7 @@ def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
         assert person.get(f"/songs/{song}/curves").json()["after"] is not None
 
 
+@pytest.mark.slow
 def test_what_was_asked_for_when_it_stopped_is_done_after_that(
     small_run, songs, tmp_path, monkeypatch
 ):

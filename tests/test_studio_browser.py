@@ -20,6 +20,8 @@ from dsaml_jax.cli import main  # noqa: E402
 from dsaml_jax.studio import serving  # noqa: E402
 from tests.studies import Person, running, song_named  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse"
 CLOCK_ERROR = 0.060
 """Seconds by which a sample's time may differ from the position of the sound."""

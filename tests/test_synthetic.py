@@ -36,6 +36,7 @@ def test_frozen_annotations(corpus_root):
     assert digest(corpus_root) == "2dac3155bc633aaf"
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_files(corpus_root, tmp_path):
     other = write_corpus(tmp_path / "c", songs=12, annotators=16, workers=1)
     assert digest(other) == digest(corpus_root)

@@ -77,6 +77,7 @@ def killed_run(small_data, workdir, *, after):
     raise AssertionError("the run ended before it could be killed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 5])
 def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp_path, after):
     workdir = tmp_path / "killed"
@@ -92,11 +93,13 @@ def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_seed_changes_the_numbers(corpus, small_run, tmp_path):
     train(settings("training.seed=1"), corpus, tmp_path / "other")
     assert read_metrics(tmp_path / "other")[0] != read_metrics(small_run)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [("meta.algorithm=fomaml",), ("meta.task_kind=random",),
@@ -111,6 +114,7 @@ def test_variants_run(corpus, tmp_path, change):
     assert all(np.isfinite(line["score"]) for line in lines)
 
 
+@pytest.mark.slow
 def test_learned_rates_are_kept_and_used(corpus, tmp_path):
     config = settings("training.steps=4", "meta.algorithm=meta-sgd", "meta.adapts=predictor/out")
     train(config, corpus, tmp_path / "run")
@@ -219,6 +223,7 @@ def test_streamed_windows_equal_those_in_memory(uneven, task):
     assert padded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uneven", ["step"], indirect=True)
 def test_a_streamed_run_equals_one_in_memory(uneven, tmp_path):
     memory, streamed = uneven
@@ -268,6 +273,7 @@ def test_one_trace_in_a_run(corpus, tmp_path, monkeypatch):
     assert len(counts) == 1
 
 
+@pytest.mark.slow
 def test_start_from_another_run(corpus, small_run, tmp_path):
     config = settings(
         f"training.init_from={small_run}", "training.steps=2", "training.validate_every=2"
@@ -287,6 +293,7 @@ def test_another_configuration_in_the_same_folder_is_refused(corpus, small_run):
     assert (small_run / METRICS_FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_the_folder_free(corpus, tmp_path):
     """Following the advice of the error must work in the same folder."""
     with pytest.raises(UsageError, match="lower meta.min_songs"):
@@ -294,6 +301,7 @@ def test_a_refused_run_leaves_the_folder_free(corpus, tmp_path):
     train(settings("training.steps=2", "training.validate_every=2"), corpus, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_not_need_its_source_any_more(corpus, small_run, tmp_path):
     import shutil
 
@@ -307,6 +315,7 @@ def test_a_finished_run_does_not_need_its_source_any_more(corpus, small_run, tmp
     train(config, corpus, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_dropout_may_change_on_the_way_from_one_run_to_the_next(corpus, small_run, tmp_path):
     config = settings(f"training.init_from={small_run}", "model.dropout=0.2", "training.task=dmer",
                       "training.steps=2", "training.validate_every=2")  # fmt: skip
