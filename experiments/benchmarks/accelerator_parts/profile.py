@@ -42,11 +42,12 @@ def profile(report: Report, size: Size) -> None:
             parts[f"{when}: {name}"] = program, work * size.tasks, times
     parts |= _updates(size, params, own) | _gathering(size)
 
-    futures = compiled({name: program for name, (program, _, _) in parts.items()})
+    wanted = {name: program for name, (program, _, _) in parts.items()}
+    programs = dict(compiled(report, wanted))
     speed = limits(size)
     report.fact("limits", speed)
-    for name, (program, work, times) in parts.items():
-        report.case(name, _measure, report, futures[name], (name, program, work, times), speed)
+    for name, program in programs.items():
+        report.case(name, _measure, report, name, program, parts[name], speed)
     report.note(
         f"{size.tasks} tasks side by side, float32 at the default precision; inner: 1 song of each task, times "
         f"{size.steps}; outer: {size.queries} songs. Each row is a program of its own, loss and gradient; a whole is all "
@@ -56,9 +57,8 @@ def profile(report: Report, size: Size) -> None:
     )
 
 
-def _measure(report: Report, future: Any, part: Any, speed: dict[str, float]) -> None:
-    name, (_, arguments), work, times = part
-    program = future.result()
+def _measure(report: Report, name: str, program: Any, part: Part, speed: dict[str, float]) -> None:
+    (_, arguments), work, times = part
     seconds = seconds_of(program, *arguments)
     memory, arithmetic = work.bytes / seconds, work.flop / seconds
     report.row(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from accelerator_parts.report import Report, one_line
 from accelerator_parts.sizes import Size
 
 Program = tuple[Callable[..., Any], Sequence[Any]]
@@ -24,10 +25,25 @@ WITHOUT_TUNING = {"xla_gpu_autotune_level": 0}
 
 
 def compiled(
-    programs: dict[str, Program], options: dict[str, Any] | None = None
-) -> dict[str, Future[Any]]:
-    """Futures of the compiled programs. An error comes with `.result()` of the program that has it."""
-    pool = ThreadPoolExecutor(TOGETHER)
+    report: Report,
+    programs: dict[str, Program],
+    options: dict[str, Any] | None = None,
+    *,
+    together: int = TOGETHER,
+    keep: float = 15.0,
+) -> Iterator[tuple[str, Any]]:
+    """Name and compiled program, in order; the report says which could not be compiled, or not in time.
+
+    Nothing should be timed before all are there: the compiler tries kernels on the device.
+
+    Args:
+      report: of the part.
+      programs: by name.
+      options: of the compiler.
+      together: how many at once.
+      keep: seconds of the part's budget for what comes afterwards.
+    """
+    pool = ThreadPoolExecutor(together)
 
     def make(program: Program) -> Any:
         function, arguments = program
@@ -36,7 +52,16 @@ def compiled(
 
     futures = {name: pool.submit(make, program) for name, program in programs.items()}
     pool.shutdown(wait=False)
-    return futures
+    for name, future in futures.items():
+        try:
+            program = future.result(max(0.0, report.left() - keep))
+        except TimeoutError:
+            future.cancel()
+            report.failed(name, "not compiled in time")
+        except Exception as error:
+            report.failed(name, f"not compiled: {one_line(error)}")
+        else:
+            yield name, program
 
 
 def seconds_of(

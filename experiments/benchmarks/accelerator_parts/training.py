@@ -31,14 +31,28 @@ def training(report: Report, size: Size) -> None:
     devices = Devices(config.meta.tasks)
     here = devices.replicate(corpus.device)
     step, state = training_step(config, devices)
-    futures = compiled(
-        {
-            f"{together} meta-steps a program": (step, _arguments(corpus, devices, here, state, together))
-            for together in (1, LOG_EVERY)
-        }
-    )  # fmt: skip
-    for together, (name, future) in zip((1, LOG_EVERY), futures.items(), strict=True):
-        report.case(name, _measure, report, size, future, corpus, devices, here, config, together)
+    wanted = {
+        f"{together} meta-steps a program": (
+            step,
+            _arguments(corpus, devices, here, state, together),
+        )
+        for together in (1, LOG_EVERY)
+    }
+    programs = dict(compiled(report, wanted))
+    for together, name in zip((1, LOG_EVERY), wanted, strict=True):
+        if name in programs:
+            report.case(
+                name,
+                _measure,
+                report,
+                size,
+                programs[name],
+                corpus,
+                devices,
+                here,
+                config,
+                together,
+            )
     stored = corpus.corpus.log_mel
     assert stored is not None
     report.note(
@@ -74,7 +88,7 @@ def _arguments(corpus: MemoryCorpus, devices: Devices, here: Any, state: Any, to
 def _measure(
     report: Report,
     size: Size,
-    future: Any,
+    program: Any,
     corpus: MemoryCorpus,
     devices: Devices,
     here: Any,
@@ -82,7 +96,7 @@ def _measure(
     together: int,
 ) -> None:
     """Adds a row: the loop as the trainer has it, and the device's time for the same programs."""
-    program, state = future.result(), first_state(config, devices)
+    state = first_state(config, devices)
     waited, begin, done = 0.0, 0.0, 0
     pending: list[Any] = []
     for _, drawn in corpus.batches(LOG_EVERY + size.meta_steps + 1, together):
