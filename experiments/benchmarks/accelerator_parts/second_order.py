@@ -119,12 +119,11 @@ def _what_fits(
     Compiled and not run, so only shapes are needed and no kernels are tried.
     """
     shapes = jax.eval_shape(lambda *x: x, *data)
-    half = size.tasks // 2
     wanted: dict[str, Program] = {}
     points: dict[str, tuple[str, int, int]] = {}
     for mode in SIZED:
         settings = [(size.tasks, steps) for steps in size.more_steps]
-        settings += [(half, size.steps), (2 * size.tasks, size.steps)]
+        settings += [(2 * size.tasks, size.steps)]
         for tasks, steps in settings:
             name = f"{mode}, {tasks} tasks, {steps} inner steps"
             run = _gradient(size, variables, mode, steps, tasks)
