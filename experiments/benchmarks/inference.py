@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from problem import MODELS, initial
+from problem import MODELS, annotated, initial, song
 from timing import interleaved, measured_on, table, write_result
 from torch_peers import network, published_curves
 
@@ -26,31 +26,11 @@ from data_prep.features import FeatureConfig
 from data_prep.synthetic import write_corpus
 from dsaml_jax import DSAML
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import WINDOW_STEPS, SongBatch
 from dsaml_jax.config import preset
 from dsaml_jax.convert import to_torch
 from dsaml_jax.inference import predict_song
 
 MINUTES = (1, 2, 5, 10, 20)
-HOP = 30
-"""Steps from one window to the next."""
-
-
-def song(minutes: float) -> dict[str, np.ndarray]:
-    """Made-up features of a song."""
-    steps = int(minutes * 120)
-    random = np.random.default_rng(0)
-    return {
-        "log_mel": random.standard_normal((steps, 51, 128), np.float32) * 2.5 - 4,
-        "embedding": random.standard_normal((len(_starts(steps)), 1024), np.float32),
-        "window_start": _starts(steps),
-    }
-
-
-def _starts(steps: int) -> np.ndarray:
-    starts = np.arange(0, steps - WINDOW_STEPS + 1, HOP)
-    last = steps - WINDOW_STEPS
-    return (starts if starts[-1] == last else np.append(starts, last)).astype(np.int32)
 
 
 def lengths(variables: dict, rounds: int) -> str:
@@ -94,12 +74,7 @@ def adapting(variables: dict, rounds: int) -> str:
     config = preset("reference").meta
     model = DSAML(MODELS["full size"])
     features = song(0.75)
-    inside = features["window_start"][:, None] + np.arange(WINDOW_STEPS)[None]
-    curve = np.sin(inside / 20).astype(np.float32)
-    true = np.ones(inside.shape, bool)
-    support = SongBatch(
-        features["log_mel"][inside], features["embedding"][:, None], curve, curve, true, true
-    )
+    support = annotated(features)
     adapt = jax.jit(adapt_to_listener, static_argnums=(0, 1))
 
     def both() -> None:

@@ -44,7 +44,8 @@ import jax
 import numpy as np
 from problem import MODELS, QUERIES, RATE, STEPS, initial, meta_gradient_of, songs
 from timing import interleaved, measured_on, table, write_result
-from torch_peers import Batch, Plain, Strong, check_equal, keep_memory, meta_gradient
+from torch_check import check_equal
+from torch_peers import Batch, Plain, Strong, keep_memory, meta_gradient
 
 from dsaml_jax import ModelConfig, meta
 from dsaml_jax.base import SongBatch

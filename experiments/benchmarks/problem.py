@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.features import WINDOW_HOP
 from dsaml_jax import DSAML, ModelConfig, meta
 from dsaml_jax.adaptation import query_loss, support_loss
 from dsaml_jax.base import WINDOW_STEPS, SongBatch
@@ -48,6 +49,30 @@ def songs(config: ModelConfig, tasks: int, count: int, seed: int) -> SongBatch:
         valence=np.clip(walk[1], -1, 1).astype(np.float32),
         present=true,
         labelled=true,
+    )
+
+
+def song(minutes: float, width: int = 1024) -> dict[str, np.ndarray]:
+    """Made-up features of a whole song, as :func:`dsaml_jax.inference.predict_song` reads them."""
+    steps = int(minutes * 120)
+    random = np.random.default_rng(0)
+    last = steps - WINDOW_STEPS
+    starts = np.arange(0, last + 1, WINDOW_HOP)
+    starts = starts if starts[-1] == last else np.append(starts, last)
+    return {
+        "log_mel": random.standard_normal((steps, FRAMES, BANDS), np.float32) * 2.5 - 4,
+        "embedding": random.standard_normal((len(starts), width), np.float32),
+        "window_start": starts.astype(np.int32),
+    }
+
+
+def annotated(features: dict[str, np.ndarray]) -> SongBatch:
+    """All windows of such a song `[w, ...]` with a smooth curve: what one listener adapts on."""
+    inside = features["window_start"][:, None] + np.arange(WINDOW_STEPS)[None]
+    curve = np.sin(inside / 20).astype(np.float32)
+    true = np.ones(inside.shape, bool)
+    return SongBatch(
+        features["log_mel"][inside], features["embedding"][:, None], curve, curve, true, true
     )
 
 

@@ -61,8 +61,9 @@ def measured_on(*packages: str) -> str:
         models = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         cpu = models[0].split(":", 1)[1].strip() if models else cpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{datetime.date.today()}, {cpu}, {cores} cores, Python {platform.python_version()}, {versions}"
+    python = f"Python {platform.python_version()}"
+    versions = [python, *(f"{name} {version(name)}" for name in packages)]
+    return f"{datetime.date.today()}, {cpu}, {cores} cores, {', '.join(versions)}"
 
 
 def write_result(name: str, text: str) -> None:
