@@ -86,7 +86,7 @@ def real():
 
 SMALL_MODEL = (
     "model.width=16", "model.num_heads=2", "model.ffn_width=16", "training.steps=12",
-    "training.log_every=2", "training.validate_every=4", "training.batch_songs=3", "meta.tasks=3", "meta.query_songs=2",
+    "training.log_every=2", "training.validate_every=4", "meta.tasks=3", "meta.query_songs=2",
     "meta.min_songs=2", "meta.steps=2", "training.validation_tasks=4",
 )  # fmt: skip
 """A run that takes a second after compiling."""
