@@ -46,6 +46,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ def main() -> None:
 
     parts: dict[str, Any] = {}
     results: dict[str, Any] = {
-        "command": " ".join(["python", "experiments/benchmarks/accelerator.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "experiments/benchmarks/accelerator.py", *sys.argv[1:]]),
         "measured_on": measured_on(),
         "hardware": options.hardware or platform.processor() or platform.machine(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},

@@ -134,7 +134,7 @@ def _what_fits(
         for mode in SIZED
         if mode in programs
     }
-    for name, program in compiled(report, wanted, WITHOUT_TUNING, keep=1.0):
+    for name, program in compiled(report, wanted, WITHOUT_TUNING, keep=5.0):
         needs[points[name]] = needed_bytes(program)
         _size_row(report, *points[name], needs[points[name]], limit)
     for mode in SIZED:

@@ -58,7 +58,7 @@ TINY = Size(
     name="tiny",
     model=ModelConfig(width=64, num_heads=4, num_layers=1, ffn_width=128, dropout=0.0),
     tasks=2, steps=2, queries=1, rounds=3, songs=30, annotators=12, song_steps=90, meta_steps=10,
-    matrix=512, copied=2**22, memory=0.5e9, more_steps=(8,),
+    matrix=512, copied=2**22, memory=0.5e9, more_steps=(4,),
     tower=AudioEncoder(width=48, num_heads=4, num_layers=2, ffn_width=96),
 )  # fmt: skip
 """Of the width a sixteenth, an eighth of tasks and inner steps, one query: every line runs, no figure counts."""
