@@ -57,11 +57,13 @@ def four_devices(small_data, tmp_path_factory):
 
 
 def assert_same_run(ours, theirs):
+    """Devices add in another order (4e-7 a step), and Adam carries that through 20 steps: a gradient's norm was
+    seen to differ by 1.3e-5."""
     lines = read_metrics(ours), read_metrics(theirs)
     assert len(lines[0]) == len(lines[1]) == 22
     for mine, other in zip(*lines, strict=True):
         assert mine.pop("kind") == other.pop("kind")
-        assert mine == pytest.approx(other, abs=1e-5)
+        assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow
