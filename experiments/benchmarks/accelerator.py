@@ -47,6 +47,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,11 +100,14 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(0)  # without waiting for programs that were not compiled in time
 
+    # So that a part at work is ended with its parent.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parts: dict[str, Any] = {}
     results: dict[str, Any] = {
         "command": shlex.join(["python", "experiments/benchmarks/accelerator.py", *sys.argv[1:]]),
         "measured_on": measured_on(),
         "hardware": options.hardware or platform.processor() or platform.machine(),
+        "load": round(os.getloadavg()[0], 1),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "parts": parts,
     }
@@ -179,7 +183,7 @@ def _write(out: Path, results: dict[str, Any]) -> None:
         if "tiny" not in sizes
         else "# The accelerator's benchmark, rehearsed",
         "",
-        f"Size {', '.join(sizes)}, on {', '.join(devices)}; host: {results['hardware']}.",
+        f"Size {', '.join(sizes)}, on {', '.join(devices)}; host: {results['hardware']}, load {results['load']} before.",
         f"{results['measured_on']}; {versions}.",
         f"`{results['command']}`",
         "",
