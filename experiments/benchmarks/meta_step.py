@@ -45,10 +45,9 @@ import numpy as np
 from problem import MODELS, QUERIES, RATE, STEPS, initial, meta_gradient_of, songs
 from timing import interleaved, measured_on, table, write_result
 from torch_check import check_equal
-from torch_peers import Batch, Plain, Strong, keep_memory, meta_gradient
+from torch_peers import Plain, Strong, keep_memory, meta_gradient, without_masks
 
 from dsaml_jax import ModelConfig, meta
-from dsaml_jax.base import SongBatch
 from dsaml_jax.convert import to_torch
 
 
@@ -58,7 +57,7 @@ def measure(config: ModelConfig, tasks: int, rounds: int) -> dict[str, list[floa
     peers = {"PyTorch, plain": Plain, "PyTorch, strong": Strong}
     weights = to_torch(variables, config)
     made = {name: kind(config, weights) for name, kind in peers.items()}
-    small = [_plain(songs(config, 1, n, seed)) for n, seed in ((1, 0), (2, 1))]
+    small = [without_masks(songs(config, 1, n, seed)) for n, seed in ((1, 0), (2, 1))]
     for name, peer in made.items():
         print(
             f"{name}: worst relative error of a tensor's gradient {check_equal(peer, variables, *small):.1e}"
@@ -68,7 +67,7 @@ def measure(config: ModelConfig, tasks: int, rounds: int) -> dict[str, list[floa
     algorithm = meta.algorithm("fomaml", steps=STEPS, learning_rate=RATE)
     ours = jax.jit(meta_gradient_of(config, variables["batch_stats"], algorithm, 1))
     on_device = jax.device_put((variables["params"], support, query))
-    batches = _plain(support), _plain(query)
+    batches = without_masks(support), without_masks(query)
 
     def run(name: str) -> Callable[[], object]:
         return lambda: meta_gradient(made[name], *batches, steps=STEPS, learning_rate=RATE)
@@ -78,10 +77,6 @@ def measure(config: ModelConfig, tasks: int, rounds: int) -> dict[str, list[floa
         **{name: run(name) for name in made},
     }
     return {name: list(seconds / tasks) for name, seconds in interleaved(sides, rounds).items()}
-
-
-def _plain(batch: SongBatch) -> Batch:
-    return Batch(batch.log_mel, batch.embedding, batch.arousal, batch.valence)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from dsaml_jax import ModelConfig
-from dsaml_jax.base import WINDOW_STEPS
+from dsaml_jax.base import WINDOW_STEPS, SongBatch
 from dsaml_jax.convert import ENCODER
 
 Gradients = dict[str, np.ndarray]
@@ -509,6 +509,11 @@ def keep_memory() -> None:
 
 
 # --- What the benchmarks call. ---
+
+
+def without_masks(batch: SongBatch) -> Batch:
+    """What the peers read of whole windows with all labels."""
+    return Batch(batch.log_mel, batch.embedding, batch.arousal, batch.valence)
 
 
 def tensors(batch: Batch, device: torch.device) -> Batch:

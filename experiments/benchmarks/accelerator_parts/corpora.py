@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from data_prep.features import WINDOW_HOP, FeatureConfig
 from data_prep.shards import Corpus
 from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.batches import Drawn, TaskArrays, batches, drawing
-from dsaml_jax.config import RunConfig
+from dsaml_jax.config import RunConfig, preset
 from dsaml_jax.corpus import held_out, pool_of, to_device
 
 
@@ -97,10 +98,6 @@ class _NoStore:
 
 def run_config(size: Size) -> RunConfig:
     """The reference's settings at this size, without dropout."""
-    import dataclasses
-
-    from dsaml_jax.config import preset
-
     reference = preset("reference")
     return RunConfig(
         model=dataclasses.replace(size.model, embedding_width=FeatureConfig().embedding_width),

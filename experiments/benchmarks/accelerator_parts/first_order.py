@@ -13,7 +13,7 @@ from problem import RATE, initial, meta_gradient_of, songs
 from timing import interleaved
 
 from accelerator_parts.counts import first_order_work
-from accelerator_parts.programs import compiled, limits, norm_of_difference
+from accelerator_parts.programs import compiled, limits, norm_of_difference, run_to_its_end
 from accelerator_parts.report import Report, amount, within
 from accelerator_parts.sizes import Size
 from dsaml_jax import meta
@@ -46,7 +46,7 @@ def first_order(report: Report, size: Size) -> None:
     }  # fmt: skip
     # One after the other, and before anything else has work for the device: kernels are chosen by timing them.
     sides: Sides = {
-        name: partial(_run_to_its_end, program, data)
+        name: partial(run_to_its_end, program, data)
         for name, program in compiled(report, programs, together=1)
     }
     peers = report.case("PyTorch", _Peers, report, size, variables, support, query)
@@ -70,7 +70,7 @@ def _time(report: Report, size: Size, sides: Sides, bound: float) -> None:
     """Adds a row for each side; one that fails when it runs is left out of the others' rounds."""
     working = {}
     for name, run in sides.items():
-        if report.case(f"{name}: running", _succeeds, run):
+        if report.case(f"{name}: running", run) is not None:
             working[name] = run
     rounds = size.rounds if report.left() > 30 else 2
     seconds = interleaved(working, rounds)
@@ -123,15 +123,6 @@ def _gradient(side: Callable[[], Any]) -> Any:
     return gradient
 
 
-def _run_to_its_end(program: Any, data: Any) -> Any:
-    return jax.block_until_ready(program(*data))
-
-
-def _succeeds(run: Callable[[], object]) -> bool:
-    run()
-    return True
-
-
 class _Peers:
     """PyTorch's sides, each held to our loss and gradient in full float32 before it is timed."""
 
@@ -159,7 +150,8 @@ class _Peers:
         self._make = lambda kind, **options: kind(
             size.model, weights, device=self.device, **options
         )
-        small = _plain(songs(size.model, 2, 1, 0)), _plain(songs(size.model, 2, 2, 1))
+        plain = torch_peers.without_masks
+        small = plain(songs(size.model, 2, 1, 0)), plain(songs(size.model, 2, 2, 1))
         reference = torch_check.reference_gradient(size.model, variables, *small)
 
         def check(peer: Any) -> float:
@@ -172,7 +164,7 @@ class _Peers:
         self._check = check
         torch_peers.use_tf32(True)
         device = torch.device(self.device)
-        self._batches = [torch_peers.tensors(_plain(batch), device) for batch in (support, query)]
+        self._batches = [torch_peers.tensors(plain(batch), device) for batch in (support, query)]
         self._strong: Any = None
 
     def eager(self) -> Sides:
@@ -245,12 +237,6 @@ class _Peers:
             return result
 
         return run
-
-
-def _plain(batch: SongBatch) -> Any:
-    from torch_peers import Batch
-
-    return Batch(batch.log_mel, batch.embedding, batch.arousal, batch.valence)
 
 
 def _say_how(report: Report, size: Size, peers: _Peers | None) -> None:

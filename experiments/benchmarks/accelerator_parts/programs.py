@@ -82,6 +82,11 @@ def seconds_of(
     return float(np.median(times))
 
 
+def run_to_its_end(program: Callable[..., Any], data: Sequence[Any]) -> Any:
+    """What the program makes of the data, once it is there."""
+    return jax.block_until_ready(program(*data))
+
+
 def limits(size: Size) -> dict[str, float]:
     """What this device reaches: bytes per second of a copy, and operations per second of a large product.
 

@@ -6,11 +6,13 @@ share its compiled program; processes choose kernels by timing them, each for it
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import jax
@@ -82,9 +84,6 @@ def _result(process: subprocess.Popen[str], report: Report) -> Any:
 
 def runs(size: Size) -> dict[str, Any]:
     """Two runs from the same seed: digests of the parameters, the first loss, and the time of a meta-step."""
-    import dataclasses
-    import time
-
     config = run_config(size)
     config = dataclasses.replace(config, meta=dataclasses.replace(config.meta, tasks=_size(size)))
     corpus = MemoryCorpus(size)

@@ -17,6 +17,7 @@ from accelerator_parts.programs import (
     compiled,
     needed_bytes,
     peak_bytes,
+    run_to_its_end,
 )
 from accelerator_parts.report import Report
 from accelerator_parts.sizes import Size
@@ -89,8 +90,8 @@ def _run(report: Report, programs: dict[str, Any], data: Any, limit: float) -> N
         if mode not in programs or needed_bytes(programs[mode]) > limit:
             continue
         before = peak_bytes()
-        run = partial(_run_to_its_end, programs[mode], data)
-        if report.case(f"{mode}: running", run):
+        run = partial(run_to_its_end, programs[mode], data)
+        if report.case(f"{mode}: running", run) is not None:
             sides[mode] = run
             after = peak_bytes()
             peaks[mode] = None if after is None or after == before else after / 1e9
@@ -104,11 +105,6 @@ def _run(report: Report, programs: dict[str, Any], data: Any, limit: float) -> N
             times_first_order=ratio,
             peak_GB=peaks[mode],
         )
-
-
-def _run_to_its_end(program: Any, data: Any) -> bool:
-    jax.block_until_ready(program(*data))
-    return True
 
 
 def _what_fits(
