@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Most of the suite's time is compilation; processes that tests start inherit this.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+_FLAGS = "--xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):  # others end at a flag that they do not know
+    # Half the time to compile. Later releases are that fast by themselves.
+    _FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
+import filelock  # noqa: E402
 import jax  # noqa: E402 (reads the flags)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -87,38 +93,59 @@ def real():
 SMALL_MODEL = (
     "model.width=16", "model.num_heads=2", "model.ffn_width=16", "training.steps=12",
     "training.log_every=2", "training.validate_every=4", "meta.tasks=3", "meta.query_songs=2",
-    "meta.min_songs=2", "meta.steps=2", "training.validation_tasks=4",
+    "meta.min_songs=2", "meta.steps=2", "training.validation_tasks=4", "training.batch_songs=3", "training.schedule=constant",
 )  # fmt: skip
-"""A run that takes a second after compiling."""
+"""A run that takes a second after compiling. Its steps are a loop of whatever length: runs of 2 and of 40 share a program."""
 
 SMALL_DMER = (*SMALL_MODEL, "training.task=dmer", "training.learning_rate=3e-3")
 """The same of DMER: tests that differ in nothing that is compiled share one program."""
 
 
 @pytest.fixture(scope="session")
-def small_data(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """`made_once(name, make)`: the folder that `make(folder)` filled, made by whichever worker needs it first."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+
+    def folder_of(name, make):
+        folder, done = common / name, common / f"{name}.done"
+        with filelock.FileLock(common / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def small_data(made_once):
     """The embedded corpus at its smallest useful size: (root of the corpus, prepared data)."""
     from data_prep.deam import read_deam
     from data_prep.features import TINY
     from data_prep.prepare import prepare
     from data_prep.synthetic import write_corpus
 
-    folder = tmp_path_factory.mktemp("small")
-    root = write_corpus(folder / "corpus", songs=30, annotators=15)
-    prepare(read_deam(root, name="synthetic"), folder / "data", TINY)
-    return root, folder / "data"
+    def make(folder):
+        root = write_corpus(folder / "corpus", songs=30, annotators=15)
+        prepare(read_deam(root, name="synthetic"), folder / "data", TINY)
+
+    folder = made_once("small", make)
+    return folder / "corpus", folder / "data"
 
 
 @pytest.fixture(scope="session")
-def small_run(small_data, tmp_path_factory):
-    """A trained PDMER run on it."""
+def small_run(small_data, made_once):
+    """A trained PDMER run on it. All workers share it: tests that write into a run copy it first."""
     from data_prep.shards import read_corpus
     from dsaml_jax.config import preset, with_settings
     from dsaml_jax.training import train
 
-    workdir = tmp_path_factory.mktemp("runs") / "pdmer"
-    train(with_settings(preset("tiny"), SMALL_MODEL), read_corpus(small_data[1]), workdir)
-    return workdir
+    def make(workdir):
+        train(with_settings(preset("tiny"), SMALL_MODEL), read_corpus(small_data[1]), workdir)
+
+    return made_once("small_run", make)
 
 
 @pytest.fixture(scope="session")

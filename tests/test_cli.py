@@ -90,6 +90,7 @@ def test_quick_demo_end_to_end(tmp_path, environment):
     assert first < 300  # two minutes on two idle cores; this only catches a runaway
 
 
+@pytest.mark.slow
 def test_real_clips_through_the_main_job(real, tmp_path, capsys):
     """Four DEAM clips and their labels: prepare, train, evaluate, personalise, predict."""
     root = tmp_path / "DEAM"
@@ -142,7 +143,7 @@ def test_real_clips_through_the_main_job(real, tmp_path, capsys):
         assert (out / f"{song.stem}.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("protocol", ["clean", "reference"])
+@pytest.mark.parametrize("protocol", ["clean", pytest.param("reference", marks=pytest.mark.slow)])
 def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     work = tmp_path / "run"
     shutil.copytree(small_run, work)

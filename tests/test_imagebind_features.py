@@ -58,6 +58,7 @@ def test_shards_hold_the_mean_over_three_clips_of_each_window(root, weights_file
         np.testing.assert_allclose(embedding, embed(clips)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_weights_are_named_wherever_features_are(weights_file, data):
     facts = read_facts(find_dataset(data))
     digest = weights.digest(weights_file)

@@ -13,6 +13,9 @@ from dsaml_jax import ModelConfig, ModelOutput, losses
 from tests.test_metrics import reference
 
 CONFIG = ModelConfig(width=8, num_heads=2, num_layers=3)
+dsaml_loss = jax.jit(losses.dsaml_loss, static_argnames=("config", "squared_error_weight"))
+diagonal_attention_loss = jax.jit(losses.diagonal_attention_loss, static_argnames="config")
+squared_error = jax.jit(losses.squared_error)
 
 
 def make_output(batch=3, steps=7, seed=0):
@@ -32,9 +35,7 @@ def test_diagonal_loss_by_hand():
     expected = sum(
         np.mean((np.diagonal(maps[scale]) - target) ** 2) for scale, target in enumerate((0.9, 0.1))
     )
-    assert losses.diagonal_attention_loss(out.attention, CONFIG) == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert diagonal_attention_loss(out.attention, CONFIG) == pytest.approx(expected, abs=1e-6)
 
 
 def part_labelled():
@@ -49,9 +50,7 @@ def part_labelled():
 def test_every_term_by_hand():
     out, labels, mask = part_labelled()
     config = dataclasses.replace(CONFIG, diagonal_weight=0.3)
-    loss, terms = losses.dsaml_loss(
-        out, *map(jnp.asarray, labels), config=config, mask=jnp.asarray(mask)
-    )
+    loss, terms = dsaml_loss(out, *map(jnp.asarray, labels), config=config, mask=jnp.asarray(mask))
     expected = {}
     for name, target in zip(("arousal", "valence"), labels, strict=True):
         prediction = np.asarray(getattr(out, name))
@@ -76,8 +75,8 @@ def test_every_term_by_hand():
 def test_one_sample_alone_counts_whole():
     out, labels, _ = part_labelled()
     alone, twice = (jax.tree.map(lambda x, n=n: jnp.repeat(x[:1], n, axis=0), out) for n in (1, 2))
-    expected = losses.dsaml_loss(twice, *np.repeat(labels[:, :1], 2, axis=1), config=CONFIG)[1]
-    terms = losses.dsaml_loss(alone, *labels[:, :1], config=CONFIG)[1]
+    expected = dsaml_loss(twice, *np.repeat(labels[:, :1], 2, axis=1), config=CONFIG)[1]
+    terms = dsaml_loss(alone, *labels[:, :1], config=CONFIG)[1]
     for name, value in expected.items():
         assert terms[name] == pytest.approx(float(value), abs=1e-6), name
 
@@ -87,9 +86,9 @@ def test_one_step_alone_counts_whole():
     mask = jnp.zeros((3, 7), bool).at[1, 2].set(True)
     places = np.asarray(out.attention)[1, :, -1, :, 2, 2].mean(-1)
     expected = (places[0] - 0.9) ** 2 + (places[1] - 0.1) ** 2
-    loss = losses.diagonal_attention_loss(out.attention, CONFIG, mask)
+    loss = diagonal_attention_loss(out.attention, CONFIG, mask)
     assert loss == pytest.approx(expected, abs=1e-6)
-    error = losses.squared_error(out, *map(jnp.asarray, labels), mask)
+    error = squared_error(out, *map(jnp.asarray, labels), mask)
     expected = (out.arousal[1, 2] - labels[0, 1, 2]) ** 2 + (out.valence[1, 2] - labels[1, 1, 2]) ** 2  # fmt: skip
     assert error == pytest.approx(float(expected), abs=1e-6)
 
@@ -97,8 +96,8 @@ def test_one_step_alone_counts_whole():
 def test_steps_that_nobody_labelled_have_no_diagonal():
     attention = make_output().attention
     mask = jnp.ones((3, 7), bool).at[:, 5:].set(False)
-    inside = losses.diagonal_attention_loss(attention[..., :5, :5], CONFIG)
-    assert losses.diagonal_attention_loss(attention, CONFIG, mask) == pytest.approx(
+    inside = diagonal_attention_loss(attention[..., :5, :5], CONFIG)
+    assert diagonal_attention_loss(attention, CONFIG, mask) == pytest.approx(
         float(inside), abs=1e-6
     )
 
@@ -110,14 +109,14 @@ def test_mismatched_shapes_are_refused():
         (labels[:1], labels, mask), (labels, labels[:1], mask), (labels, labels, mask[:1])
     ):  # fmt: skip
         with pytest.raises(AssertionError):
-            losses.dsaml_loss(out, arousal, valence, config=CONFIG, mask=counted)
+            dsaml_loss(out, arousal, valence, config=CONFIG, mask=counted)
         with pytest.raises(AssertionError):
-            losses.squared_error(out, arousal, valence, counted)
+            squared_error(out, arousal, valence, counted)
     one = ModelOutput(arousal=labels[0], valence=labels[0], attention=out.attention)
     with pytest.raises(AssertionError):
-        losses.dsaml_loss(one, labels[0], labels[0], config=CONFIG)
+        dsaml_loss(one, labels[0], labels[0], config=CONFIG)
     with pytest.raises(AssertionError):
-        losses.diagonal_attention_loss(out.attention[0], CONFIG)
+        diagonal_attention_loss(out.attention[0], CONFIG)
 
 
 def test_masked_steps_do_not_count():
@@ -132,10 +131,8 @@ def test_masked_steps_do_not_count():
     padded = np.full((2, 4, 9), np.nan, np.float32)
     padded[:, :3, :7] = labels
     mask = jnp.isfinite(jnp.asarray(padded[0]))
-    expected, terms = losses.dsaml_loss(small, *map(jnp.asarray, labels), config=CONFIG)
-    actual, padded_terms = losses.dsaml_loss(
-        big, *map(jnp.asarray, padded), config=CONFIG, mask=mask
-    )
+    expected, terms = dsaml_loss(small, *map(jnp.asarray, labels), config=CONFIG)
+    actual, padded_terms = dsaml_loss(big, *map(jnp.asarray, padded), config=CONFIG, mask=mask)
     for name, value in terms.items():
         np.testing.assert_allclose(padded_terms[name], value, atol=1e-6, err_msg=name)
     assert actual == pytest.approx(float(expected), abs=1e-6)
@@ -147,7 +144,7 @@ def test_everything_masked_is_finite():
     labels = jnp.full((3, 7), jnp.nan)
 
     def loss(arousal):
-        return losses.dsaml_loss(
+        return dsaml_loss(
             out.replace(arousal=arousal), labels, labels, config=CONFIG, mask=nothing
         )[0]
 
@@ -158,12 +155,12 @@ def test_everything_masked_is_finite():
 def test_ablations():
     out = make_output()
     one_scale = ModelConfig(width=8, num_heads=2, use_local=False)
-    only_global = losses.diagonal_attention_loss(out.attention[:, 1:], one_scale)
+    only_global = diagonal_attention_loss(out.attention[:, 1:], one_scale)
     diagonal = np.diagonal(np.asarray(out.attention)[:, 1, -1].mean(axis=(0, 1)))
     assert only_global == pytest.approx(np.mean((diagonal - 0.1) ** 2), abs=1e-6)
     without = ModelConfig(width=8, num_heads=2, diagonal_weight=0.0)
     labels = jnp.zeros((3, 7))
-    loss, terms = losses.dsaml_loss(out, labels, labels, config=without)
+    loss, terms = dsaml_loss(out, labels, labels, config=without)
     assert loss == terms["score_loss"]
 
 
@@ -173,12 +170,12 @@ def test_squared_error_by_hand():
     mask = jnp.arange(7)[None] < jnp.array([7, 3, 0])[:, None]
     kept = np.asarray(mask)
     expected = (np.asarray(out.arousal)[kept] ** 2 + np.asarray(out.valence)[kept] ** 2).mean()
-    assert losses.squared_error(out, labels, labels, mask) == pytest.approx(expected, abs=1e-6)
+    assert squared_error(out, labels, labels, mask) == pytest.approx(expected, abs=1e-6)
     out, labels, mask = part_labelled()
     apart = [(np.asarray(x)[mask] - y[mask]) ** 2 for x, y in zip((out.arousal, out.valence), labels, strict=True)]  # fmt: skip
 
     def loss(out, mask):
-        return losses.squared_error(out, *map(jnp.asarray, labels), mask)
+        return squared_error(out, *map(jnp.asarray, labels), mask)
 
     value, gradient = jax.value_and_grad(loss)(out, jnp.asarray(mask))
     assert value == pytest.approx((apart[0] + apart[1]).mean(), abs=1e-6)
@@ -191,11 +188,11 @@ def test_squared_error_counts_as_much_as_it_is_told():
     random = np.random.RandomState(3)
     out, (arousal, valence) = make_output(2, 5), jnp.asarray(random.randn(2, 2, 5), jnp.float32)
     mask = jnp.asarray(random.rand(2, 5) > 0.3)
-    plain, terms = losses.dsaml_loss(out, arousal, valence, config=CONFIG, mask=mask)
+    plain, terms = dsaml_loss(out, arousal, valence, config=CONFIG, mask=mask)
     assert "squared_error" not in terms
-    more, terms = losses.dsaml_loss(
+    more, terms = dsaml_loss(
         out, arousal, valence, config=CONFIG, mask=mask, squared_error_weight=0.5
     )
-    want = losses.squared_error(out, arousal, valence, mask)
+    want = squared_error(out, arousal, valence, mask)
     assert float(more - plain) == pytest.approx(0.5 * float(want), abs=1e-6)
     assert float(terms["squared_error"]) == float(want)

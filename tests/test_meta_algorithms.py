@@ -305,7 +305,11 @@ def test_imaml_with_keys_and_integers():
 
 
 @pytest.mark.parametrize(
-    ("name", "together"), [("maml", 1), ("maml", 2), ("maml", 4), ("meta-sgd", 2)]
+    ("name", "together"),
+    [
+        ("meta-sgd", 2),
+        *(pytest.param("maml", n, marks=pytest.mark.slow) for n in (1, 2, 4)),
+    ],
 )
 def test_tasks_at_once(name, together):
     """The same value, gradient and order of aux, with each task's own key."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from dsaml_jax.models.attention import context_mask, skew
 from dsaml_jax.models.spectrogram import CPU_BLOCK, SpectrogramBranch
 
 CONFIG = ModelConfig(
-    width=16, num_heads=2, num_layers=2, ffn_width=16, dropout=0.0, local_context=2,
+    width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0, local_context=2,
     global_context=4, max_position=16,
 )  # fmt: skip
 
@@ -29,13 +30,13 @@ def data():
 
 @pytest.fixture(scope="module")
 def variables(data):
-    return DSAML(CONFIG).init(jax.random.key(0), *data)
+    return jax.jit(DSAML(CONFIG).init)(jax.random.key(0), *data)
 
 
 def test_shapes(data, variables):
-    out = DSAML(CONFIG).apply(variables, *data)
+    out = jax.jit(DSAML(CONFIG).apply)(variables, *data)
     assert out.arousal.shape == out.valence.shape == (2, 9)
-    assert out.attention.shape == (2, 2, 2, 2, 9, 9)
+    assert out.attention.shape == (2, 2, 1, 2, 9, 9)
     np.testing.assert_allclose(out.attention.sum(-1), 1.0, atol=1e-5)
     seen = np.asarray(out.attention).max(axis=(0, 2, 3)) > 0
     np.testing.assert_array_equal(seen[0], context_mask(9, 2))
@@ -48,8 +49,11 @@ def test_absent_steps_change_nothing(data, variables, train):
     mel, embedding = data
     model = DSAML(CONFIG)
 
-    def apply(mel, **options):
-        return model.apply(variables, mel, embedding, train, mutable=["batch_stats"], **options)
+    @jax.jit
+    def apply(mel, present=None):
+        return model.apply(
+            variables, mel, embedding, train, present=present, mutable=["batch_stats"]
+        )
 
     short, short_stats = apply(mel[:, :6])
     padded = mel.at[:, 6:].set(100.0)
@@ -63,19 +67,19 @@ def test_absent_steps_change_nothing(data, variables, train):
 
 def test_embedding_per_step(data, variables):
     mel, embedding = data
-    model = DSAML(CONFIG)
-    one = model.apply(variables, mel, embedding)
-    repeated = model.apply(variables, mel, jnp.repeat(embedding, 9, axis=1))
+    apply = jax.jit(DSAML(CONFIG).apply)
+    one = apply(variables, mel, embedding)
+    repeated = apply(variables, mel, jnp.repeat(embedding, 9, axis=1))
     np.testing.assert_allclose(one.arousal, repeated.arousal, atol=1e-6)
 
 
 def test_embedding_of_another_width(data):
     config = dataclasses.replace(CONFIG, embedding_width=5)
     mel = data[0]
-    variables = DSAML(config).init(jax.random.key(0), mel, jnp.ones((2, 1, 5)))
+    variables = jax.eval_shape(DSAML(config).init, jax.random.key(0), mel, jnp.ones((2, 1, 5)))
     assert variables["params"]["adapter"]["embedding"]["kernel"].shape == (5, 16)
     with pytest.raises(AssertionError):
-        DSAML(config).apply(variables, mel, jnp.ones((2, 1, 16)))
+        jax.eval_shape(DSAML(config).apply, variables, mel, jnp.ones((2, 1, 16)))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +91,11 @@ def test_embedding_of_another_width(data):
         ({"use_local": False, "use_global": False}, 0),
     ],
 )
-def test_ablations(data, change, scales):
+def test_ablations(data, variables, change, scales):
     config = dataclasses.replace(CONFIG, **change)
     mel, embedding = data
-    variables = DSAML(config).init(jax.random.key(0), mel, embedding)
-    out = DSAML(config).apply(variables, mel, embedding)
-    other = DSAML(config).apply(variables, mel, embedding + 1.0)
+    apply = jax.jit(DSAML(config).apply)
+    out, other = (apply(variables, mel, embedding + more) for more in (0.0, 1.0))
     assert out.attention.shape[1] == scales
     read = bool(np.abs(np.asarray(out.arousal - other.arousal)).max() > 1e-6)
     assert read == config.use_adapter
@@ -101,6 +104,7 @@ def test_ablations(data, change, scales):
 def test_dropout_follows_its_key(data, variables):
     model = DSAML(dataclasses.replace(CONFIG, dropout=0.5))
 
+    @jax.jit
     def run(seed):
         rngs = {"dropout": jax.random.key(seed)}
         out, _ = model.apply(variables, *data, True, rngs=rngs, mutable=["batch_stats"])
@@ -109,18 +113,20 @@ def test_dropout_follows_its_key(data, variables):
     np.testing.assert_array_equal(run(1), run(1))
     assert np.abs(np.asarray(run(1) - run(2))).max() > 1e-3
     np.testing.assert_array_equal(
-        model.apply(variables, *data).arousal, DSAML(CONFIG).apply(variables, *data).arousal
+        jax.jit(model.apply)(variables, *data).arousal,
+        jax.jit(DSAML(CONFIG).apply)(variables, *data).arousal,
     )
 
 
 def test_running_statistics_move_only_when_mutable(data, variables):
     model = DSAML(CONFIG)
-    _, updated = model.apply(variables, *data, mutable=["batch_stats"])
+    _, updated = jax.jit(partial(model.apply, mutable=["batch_stats"]))(variables, *data)
     before, after = variables["batch_stats"], updated["batch_stats"]
     assert not np.allclose(
         after["spectrogram"]["norm0"]["mean"], before["spectrogram"]["norm0"]["mean"]
     )
-    out = model.apply(variables, *data, True)  # immutable: batch statistics used, none kept
+    # Immutable: batch statistics used, none kept.
+    out = jax.jit(partial(model.apply, train=True))(variables, *data)
     assert np.isfinite(out.arousal).all()
 
 
@@ -153,15 +159,17 @@ def layer_by_layer(variables, patches, mask, use_batch_statistics):
 
 
 @pytest.mark.parametrize("use_batch_statistics", [True, False])
-@pytest.mark.parametrize("size", [(51, 128), (11, 32), (4, 7)])
-@pytest.mark.parametrize("count", [3, CPU_BLOCK + 5])
+@pytest.mark.parametrize(
+    ("size", "count"), [((51, 128), 3), ((4, 7), 3), ((11, 32), CPU_BLOCK + 5)]
+)
 def test_spectrogram_branch_is_its_layers(size, count, use_batch_statistics):
     """Windows, masks, moments from the input and blocks change nothing."""
     random = np.random.RandomState(0)
     patches = jnp.asarray(random.randn(count, *size) * 3 - 5, jnp.float32)
     mask = np.arange(count) != 1
     branch = SpectrogramBranch()
-    shapes = branch.init(jax.random.key(0), patches[:2], use_batch_statistics=True)
+    init = partial(branch.init, use_batch_statistics=True)
+    shapes = jax.eval_shape(init, jax.random.key(0), patches[:2])
     variables = jax.tree.map(
         lambda x: jnp.asarray(0.5 + random.rand(*x.shape) * random.choice([-1, 1], x.shape), x.dtype),
         shapes["params"],
@@ -170,9 +178,8 @@ def test_spectrogram_branch_is_its_layers(size, count, use_batch_statistics):
         lambda x: jnp.asarray(1.0 + random.rand(*x.shape), x.dtype), shapes["batch_stats"]
     )
     variables = {"params": variables, "batch_stats": stats}
-    actual = branch.apply(
-        variables, patches, use_batch_statistics=use_batch_statistics, mask=jnp.asarray(mask)
-    )
+    apply = jax.jit(partial(branch.apply, use_batch_statistics=use_batch_statistics))
+    actual = apply(variables, patches, mask=jnp.asarray(mask))
     expected = layer_by_layer(variables, patches, mask, use_batch_statistics)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -182,8 +189,10 @@ def test_spectrogram_branch_is_its_layers(size, count, use_batch_statistics):
 def test_a_nan_passes_through_pooling(frame, band):
     branch = SpectrogramBranch()
     patches = jnp.zeros((2, 51, 128)).at[1, frame, band].set(jnp.nan)
-    variables = branch.init(jax.random.key(0), patches, use_batch_statistics=False)
-    out = branch.apply(variables, patches, use_batch_statistics=False)
+    init, apply = (
+        jax.jit(partial(do, use_batch_statistics=False)) for do in (branch.init, branch.apply)
+    )
+    out = apply(init(jax.random.key(0), patches), patches)
     assert jnp.isnan(out[1]).any() and not jnp.isnan(out[0]).any()
 
 

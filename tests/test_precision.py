@@ -28,7 +28,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def variables(data):
-    return DSAML(HALF).init(jax.random.key(1), *data[:2])
+    return jax.jit(DSAML(HALF).init)(jax.random.key(1), *data[:2])
 
 
 def loss_and_output(params, data, config, stats):

@@ -127,6 +127,7 @@ def is_alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before the facts", "between the renames", "before the marks go"])
 def test_a_kill_at_the_end_loses_nothing(tmp_path, decoded, monkeypatch, when):
     class Killed(BaseException):
@@ -302,6 +303,7 @@ def test_two_at_once(root, tmp_path):
 # ---- Engines.
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_files(root, whole, tmp_path):
     folder = prepare(read_deam(root), tmp_path, CONFIG, workers=2)
     assert contents(folder) == contents(whole)

@@ -309,6 +309,7 @@ def test_a_reload_goes_on_where_it_was(person, studio):
     assert fresh["take"] != first["take"] and fresh["next"] == 0
 
 
+@pytest.mark.slow
 def test_twenty_at_once_lose_nothing(studio):
     address, study = studio
     song = song_named(study, "five").number
@@ -331,6 +332,7 @@ def test_twenty_at_once_lose_nothing(studio):
             assert kept == drawn
 
 
+@pytest.mark.slow
 def test_wrong_passwords_keep_nobody_waiting(person, studio):
     address, _ = studio
     with ThreadPoolExecutor(60) as pool:
@@ -618,6 +620,7 @@ def test_uploads_are_limited(person, studio, monkeypatch):
     assert upload(person, "a.wav", b"x").status_code == 429
 
 
+@pytest.mark.slow
 def test_decoding_has_a_time_limit(person, studio, monkeypatch):
     monkeypatch.setattr(library_module, "DECODE_SECONDS", 0.1)
     answer = upload(person, "slow.wav", sound(800.0))

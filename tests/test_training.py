@@ -47,15 +47,22 @@ def corpus(small_data):
     return read_corpus(small_data[1])
 
 
-def test_dmer_learns(corpus, tmp_path):
-    config = settings("training.steps=40", "training.validate_every=20", base=SMALL_DMER)
+def test_dmer_learns(corpus, tmp_path, monkeypatch):
+    """It learns, writes a line for every logged step, keeps the best checkpoint, and is traced once."""
+    traces = []
+    original = steps.gather_windows
+    monkeypatch.setattr(
+        steps, "gather_windows", lambda *args: (traces.append(1), original(*args))[1]
+    )
+    config = settings("training.steps=24", "training.validate_every=12", base=SMALL_DMER)
     result = train(config, corpus, tmp_path / "run")
     lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
-    assert [line["step"] for line in lines] == list(range(2, 41, 2))
+    assert [line["step"] for line in lines] == list(range(2, 25, 2))
     losses = [line["total_loss"] for line in lines]
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.05
     validated = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validation"]
     assert result["best_score"] == max(line["score"] for line in validated)
+    assert len(traces) == 1
 
 
 def killed_run(small_data, workdir, *, after):
@@ -93,7 +100,6 @@ def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
 def test_a_seed_changes_the_numbers(corpus, small_run, tmp_path):
     train(settings("training.seed=1"), corpus, tmp_path / "other")
     assert read_metrics(tmp_path / "other")[0] != read_metrics(small_run)[0]
@@ -182,6 +188,10 @@ def uneven(request, tmp_path_factory):
     return read_corpus(data), read_corpus(data, stream_above_gb=0.0)
 
 
+gather = jax.jit(gather_windows)
+gather_tasks = jax.jit(jax.vmap(gather_windows, in_axes=(None, 0, 0, 0)))
+
+
 @pytest.mark.parametrize("task", ["dmer", "pdmer"])
 def test_streamed_windows_equal_those_in_memory(uneven, task):
     memory, streamed = uneven
@@ -201,11 +211,11 @@ def test_streamed_windows_equal_those_in_memory(uneven, task):
             here = jax.device_put(here)
             drawn = jax.tree.map(lambda x: x[0], drawn)
             if task == "dmer":
-                yield gather_windows(here, drawn.song, drawn.window)
+                yield gather(here, drawn.song, drawn.window)
                 continue
             for kind in ("support", "query"):
                 places = (getattr(drawn, kind + name) for name in ("_song", "_window", ""))
-                yield jax.vmap(gather_windows, in_axes=(None, 0, 0, 0))(here, *places)
+                yield gather_tasks(here, *places)
 
     padded = 0
     for ours, theirs in zip(windows(streamed), windows(memory), strict=True):
@@ -260,17 +270,6 @@ def test_a_streamed_run_goes_on_where_it_stopped(streamed, tmp_path):
     assert len(whole) == 7 and len(rest) == 3
     for a, b in zip(jax.tree.leaves(whole[4:]), jax.tree.leaves(rest), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_one_trace_in_a_run(corpus, tmp_path, monkeypatch):
-    counts = []
-    original = steps.gather_windows
-    monkeypatch.setattr(
-        steps, "gather_windows", lambda *args: (counts.append(1), original(*args))[1]
-    )
-    config = settings("training.steps=6", "training.validate_every=2", base=SMALL_DMER)
-    train(config, corpus, tmp_path / "run")
-    assert len(counts) == 1
 
 
 @pytest.mark.slow
@@ -348,10 +347,10 @@ def test_a_damaged_run_is_refused(small_run, tmp_path, damage, message):
         checkpoints.load_model(copy)
 
 
-def test_a_corpus_without_annotators_says_so(real, tmp_path, corpus):
-    import dataclasses
-
-    averaged = dataclasses.replace(
+@pytest.fixture(scope="module")
+def averaged(corpus):
+    """The corpus as one of mean curves alone."""
+    return dataclasses.replace(
         corpus,
         annotator_ids=(),
         rating_song=np.zeros(0, np.int32),
@@ -359,10 +358,13 @@ def test_a_corpus_without_annotators_says_so(real, tmp_path, corpus):
         rating_first=np.zeros(0, np.int32),
         ratings=np.zeros((0, 2), np.float32),
     )
+
+
+def test_a_corpus_without_annotators_says_so(averaged, tmp_path):
     with pytest.raises(UsageError, match="PDMER needs"):
         train(settings(), averaged, tmp_path / "pdmer")
-    train(
-        settings("training.steps=2", "training.validate_every=2", base=SMALL_DMER),
-        averaged,
-        tmp_path / "dmer",
-    )
+
+
+def test_a_corpus_without_annotators_serves_dmer(averaged, tmp_path):
+    config = settings("training.steps=2", "training.validate_every=2", base=SMALL_DMER)
+    train(config, averaged, tmp_path / "dmer")
