@@ -148,6 +148,7 @@ def test_curves_after_adapting_are_those_of_the_adapted_model(
         assert np.abs(curves - before).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_strength_is_the_share_of_the_way(small_data, small_run):
     corpus, run = read_corpus(small_data[1]), load_model(small_run)
     trial = listener_trial(corpus, "test", most=2)

@@ -209,6 +209,7 @@ def inner_steps(published_config, published_variables, support):
     return {1: one[0], 3: three[0]}, three[1]
 
 
+@pytest.mark.slow
 def test_inner_steps(deep_golden, published_config, published_variables, inner_steps):
     expected = deep_golden("inner_sgd")
     adapted, loss = inner_steps
@@ -227,7 +228,7 @@ def test_inner_steps(deep_golden, published_config, published_variables, inner_s
     scope="module",
     # The other modes are compared to these in test_meta_memory.py.
     params=[
-        pytest.param(("fomaml", "first", "plain"), id="fomaml-plain"),
+        pytest.param(("fomaml", "first", "plain"), id="fomaml-plain", marks=pytest.mark.slow),
         pytest.param(("maml", "second", "mixed"), id="maml-mixed"),
         pytest.param(("maml", "second", "plain"), id="maml-plain", marks=pytest.mark.slow),
     ],

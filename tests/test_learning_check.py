@@ -66,6 +66,7 @@ def drawn():
     return TaskArrays(zero, zero, zero, asked, asked, np.zeros_like(asked))
 
 
+@pytest.mark.slow
 def test_inner_losses_are_those_of_the_reference(golden, published_variables, config, corpus):
     algorithm = inner_algorithm(config.meta)
     batch = gather_windows(corpus, *(jnp.zeros(1, jnp.int32) for _ in range(3)))
@@ -102,6 +103,7 @@ def first_steps(published_variables, config, corpus):
     return losses, moved
 
 
+@pytest.mark.slow
 def test_the_first_steps_follow_the_reference(deep_golden, config, first_steps):
     expected = deep_golden("meta_first_order")
     losses, moved = first_steps

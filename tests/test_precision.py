@@ -66,12 +66,14 @@ def all_float32(tree):
     return {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
 
 
+@pytest.mark.slow
 def test_what_stays_float32(both, variables):
     _, ((loss, (out, stats)), gradient) = both
     for tree in (variables, loss, out, stats, gradient):
         assert all_float32(tree)
 
 
+@pytest.mark.slow
 def test_output_is_close(both):
     """Measured: curves within 0.0015, maps within 0.001, the loss and running statistics within 0.0003."""
     ((loss, (out, stats)), _), ((near_loss, (near, near_stats)), _) = both
@@ -82,6 +84,7 @@ def test_output_is_close(both):
     np.testing.assert_allclose(flat(near_stats), flat(stats), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradient_has_the_same_direction(both):
     """Measured over four draws: cosine 0.9983 to 0.9999; 0.992 in the front end, most of which BatchNorm cancels."""
     (_, gradient), (_, near) = both

@@ -196,6 +196,7 @@ def test_songs_without_ratings_keep_the_corpus_mean(corpus):
     np.testing.assert_array_equal(target, corpus.mean)
 
 
+@pytest.mark.slow
 def test_padding_reaches_nothing(corpus):
     """A padded slot changes neither the curves nor the running statistics."""
     device = to_device(corpus, corpus.mean)

@@ -100,6 +100,7 @@ def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_seed_changes_the_numbers(corpus, small_run, tmp_path):
     train(settings("training.seed=1"), corpus, tmp_path / "other")
     assert read_metrics(tmp_path / "other")[0] != read_metrics(small_run)[0]
@@ -365,6 +366,7 @@ def test_a_corpus_without_annotators_says_so(averaged, tmp_path):
         train(settings(), averaged, tmp_path / "pdmer")
 
 
+@pytest.mark.slow
 def test_a_corpus_without_annotators_serves_dmer(averaged, tmp_path):
     config = settings("training.steps=2", "training.validate_every=2", base=SMALL_DMER)
     train(config, averaged, tmp_path / "dmer")
