@@ -19,6 +19,9 @@ STEPS_PER_SECOND = 2
 WINDOW_STEPS = 60
 """Steps the model sees at once: 30 s."""
 
+MIN_SECONDS = 5.0
+"""Sound that is shorter is refused."""
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -67,7 +70,7 @@ class Song:
     Attributes:
       song_id: its name in the corpus.
       audio: the sound file, or None where the corpus's folder holds none for it.
-      start: seconds into the file of step 0.
+      start: seconds into the file of step 0; below 0 where the file begins later than the annotations.
       arousal: `[n]` the corpus's own mean curve in [-1, 1], NaN where missing.
       valence: `[n]` likewise.
       ratings: the curves of single listeners, each `[n]`.
@@ -103,6 +106,21 @@ class Provenance:
 
 
 @dataclasses.dataclass(frozen=True)
+class FlatTraces:
+    """Traces of single raters in one dimension that hardly move.
+
+    Attributes:
+      traces: how many there are, flat or not.
+      flat: how many of them hardly move.
+      people: how many raters drew a flat one.
+    """
+
+    traces: int
+    flat: int
+    people: int
+
+
+@dataclasses.dataclass(frozen=True)
 class AnnotatedCorpus:
     """A corpus before features.
 
@@ -112,6 +130,7 @@ class AnnotatedCorpus:
       provenance: whose it is.
       dropped: reason -> how many ratings (or songs, as the reason says) were left out for it.
       notes: what else the user should know, one line each.
+      flat: dimension -> what there is of traces that hardly move, kept or not.
     """
 
     name: str
@@ -119,6 +138,7 @@ class AnnotatedCorpus:
     provenance: Provenance
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    flat: Mapping[str, FlatTraces] = dataclasses.field(default_factory=dict)
 
 
 def deal_splits(songs: Sequence[Song]) -> tuple[Song, ...]:

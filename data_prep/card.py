@@ -11,6 +11,7 @@ from data_prep.base import SPLITS, Song, printable, replacing
 
 CARD_FOLDER = "card"
 CARD_FILE = "README.md"
+LEFT_OUT_FILE = "left_out.txt"
 
 _EMBEDDINGS = {
     "spectral": "spectral: eight statistics of every mel band; no weights",
@@ -21,7 +22,12 @@ _EMBEDDINGS = {
 
 
 def write_card(
-    folder: Path, facts: dict[str, Any], annotated: Sequence[Song], prepared: Sequence[Song]
+    folder: Path,
+    facts: dict[str, Any],
+    annotated: Sequence[Song],
+    prepared: Sequence[Song],
+    *,
+    everything: Sequence[str] = (),
 ) -> None:
     """Writes the card into the dataset's folder.
 
@@ -30,6 +36,7 @@ def write_card(
       facts: as in `dataset.json`.
       annotated: all songs of the corpus: what is said of the annotations.
       prepared: those with features, and their splits.
+      everything: a line for each file that is missing, damaged or short, of which the card tells the gist.
     """
     from data_prep import figures  # matplotlib takes a while; only the writer of a card needs it
 
@@ -39,6 +46,11 @@ def write_card(
     figures.write_png(figures.song_plane(prepared), place / "plane.png")
     if any(song.ratings for song in annotated):
         figures.write_png(figures.rater_figure(annotated), place / "raters.png")
+    if len(everything) > len(facts["left_out"]):
+        with replacing(place / LEFT_OUT_FILE) as temporary:
+            temporary.write_text(
+                "\n".join([*everything, ""]), encoding="utf-8", errors="backslashreplace"
+            )
     with replacing(place / CARD_FILE) as temporary:
         temporary.write_text(card_text(facts), encoding="utf-8")
 
@@ -72,7 +84,8 @@ def card_text(facts: dict[str, Any]) -> str:
         "![How often each value was given](labels.png)",
     ]
     if annotated["ratings"]:
-        parts += [_raters(annotated), "![Ratings per annotator and agreement](raters.png)"]
+        parts += [_raters(annotated), *([_flat(facts["flat"])] if facts.get("flat") else [])]
+        parts += ["![Ratings per annotator and agreement](raters.png)"]
     parts += ["### Left out", _dropped(facts["dropped"])]
     parts += [
         "## Prepared",
@@ -132,6 +145,17 @@ def _raters(statistics: dict[str, Any]) -> str:
         + _table(("", ""), lines)
         + "\n\n"
         + _table(("single raters", "arousal", "valence"), rows)
+    )
+
+
+def _flat(flat: dict[str, dict[str, int]]) -> str:
+    """Of which the reader was told to keep or drop; a card of before version 0.2 says nothing."""
+    rows = [
+        (name, f"{x['traces']:,}", f"{x['flat']:,} ({x['flat'] / max(x['traces'], 1):.0%})", f"{x['people']:,}")
+        for name, x in flat.items()
+    ]  # fmt: skip
+    return "Traces that hardly move (mean absolute deviation under 0.01 over 30 s):\n\n" + _table(
+        ("", "traces", "flat", "people who drew one"), rows
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal
+
 import numpy as np
 
-from data_prep.base import STEPS_PER_SECOND
+from data_prep.base import STEPS_PER_SECOND, FlatTraces, Rating
 
 MAX_GAP_SECONDS = 1.0
 """Annotated points further apart than this leave the steps between them unlabelled."""
@@ -15,15 +18,18 @@ _ROUNDING = 1e-6
 FLAT_LEVEL = 0.01
 FLAT_STEPS = 60
 FLAT_REASON = (
-    f"ratings hardly move (mean absolute deviation under {FLAT_LEVEL} over 30 s); left out"
+    f"ratings hardly move (mean absolute deviation under {FLAT_LEVEL} over 30 s) in all that they have; left out"
 )
+
+Flat = Literal["keep", "drop"]
+"""What becomes of a trace that hardly moves. `drop` is the published rule, in each dimension by itself."""
 
 
 def on_grid(annotations: np.ndarray, steps: int, start: float = 0.0) -> np.ndarray:
     """Annotations at any rate to the 2 Hz grid.
 
     Args:
-      annotations: `[n, 3]` time in seconds (increasing), arousal, valence.
+      annotations: `[n, 3]` time in seconds (increasing), arousal, valence; NaN where one of them is missing.
       steps: of the song.
       start: seconds of step 0.
 
@@ -31,13 +37,21 @@ def on_grid(annotations: np.ndarray, steps: int, start: float = 0.0) -> np.ndarr
       `[steps, 2]`, linear between points, NaN outside them and in gaps of more than a second.
     """
     times = start + np.arange(steps) / STEPS_PER_SECOND
-    at = annotations[:, 0]
-    curves = np.stack([np.interp(times, at, annotations[:, i]) for i in (1, 2)], axis=-1)
+    curves = [_on_times(annotations[:, [0, column]], times) for column in (1, 2)]
+    return np.stack(curves, axis=-1).astype(np.float32)
+
+
+def _on_times(points: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Points `[n, 2]` of time and value to times `[k]`."""
+    at, values = points[np.isfinite(points[:, 1])].T
+    if not len(at):
+        return np.full(len(times), np.nan)
+    curve = np.interp(times, at, values)
     right = np.clip(np.searchsorted(at, times), 0, len(at) - 1)
     left = np.clip(np.searchsorted(at, times, side="right") - 1, 0, len(at) - 1)
     inside = (times >= at[0]) & (times <= at[-1])
-    curves[~inside | (at[right] - at[left] > MAX_GAP_SECONDS + _ROUNDING)] = np.nan
-    return curves.astype(np.float32)
+    curve[~inside | (at[right] - at[left] > MAX_GAP_SECONDS + _ROUNDING)] = np.nan
+    return curve
 
 
 def fit(curve: np.ndarray, steps: int) -> np.ndarray:
@@ -53,14 +67,55 @@ def is_flat(curve: np.ndarray) -> bool:
     return not len(labelled) or float(np.abs(labelled - labelled.mean()).mean()) < FLAT_LEVEL
 
 
+class FlatRule:
+    """Looks at every trace of a corpus, counts the flat ones, and keeps them or not.
+
+    Args:
+      flat: `keep` or `drop`.
+    """
+
+    def __init__(self, flat: Flat) -> None:
+        self._drop = flat == "drop"
+        self._traces: Counter[str] = Counter()
+        self._flat: dict[str, list[str]] = {}
+
+    def rating(self, annotator: str, arousal: np.ndarray, valence: np.ndarray) -> Rating | None:
+        """A rating of curves `[n]`, all NaN where a dimension is missing or dropped; None: nothing is left."""
+        kept = {}
+        for dimension, curve in (("arousal", arousal), ("valence", valence)):
+            kept[dimension] = curve
+            if not np.isfinite(curve).any():
+                continue
+            self._traces[dimension] += 1
+            if is_flat(curve):
+                self._flat.setdefault(dimension, []).append(annotator)
+                if self._drop:
+                    kept[dimension] = np.full_like(curve, np.nan)
+        there = any(np.isfinite(curve).any() for curve in kept.values())
+        return Rating(annotator, kept["arousal"], kept["valence"]) if there else None
+
+    def counted(self) -> dict[str, FlatTraces]:
+        """Of each dimension that there are traces of."""
+        flat = {dimension: self._flat.get(dimension, []) for dimension in self._traces}
+        return {
+            dimension: FlatTraces(count, len(flat[dimension]), len(set(flat[dimension])))
+            for dimension, count in self._traces.items()
+        }
+
+
 def stack_curves(arousal: np.ndarray, valence: np.ndarray, steps: int) -> np.ndarray:
     """Two curves `[n]`, cut to at most `steps`, side by side: `[min(n, steps), 2]` float32."""
     return np.stack([arousal[:steps], valence[:steps]], axis=-1).astype(np.float32)
 
 
+def labelled_mean(values: np.ndarray, axis: int | tuple[int, ...] = 0) -> np.ndarray:
+    """Mean along an axis over what is no NaN; NaN where there is nothing."""
+    labelled = np.isfinite(values)
+    count = labelled.sum(axis=axis)
+    total = np.where(labelled, values, 0).sum(axis=axis)
+    return np.asarray(np.where(count, total / np.maximum(count, 1), np.nan), values.dtype)
+
+
 def mean_curve(curves: np.ndarray) -> np.ndarray:
     """Mean of `[k, ...]` over those of the k that are labelled at each place; NaN where none is."""
-    labelled = np.isfinite(curves)
-    count = labelled.sum(axis=0)
-    total = np.where(labelled, curves, 0).sum(axis=0)
-    return np.where(count, total / np.maximum(count, 1), np.nan).astype(np.float32)
+    return labelled_mean(curves).astype(np.float32)

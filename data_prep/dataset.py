@@ -121,7 +121,7 @@ def _prepare(
         results |= {result.file: result for result in read_marks(place)}
     ordered = [results[Path(shard.path).name] for shard in plan]
     facts = _facts(corpus, checked, songs, identity, config, ordered)
-    _describe(place, facts, corpus, songs, ordered, config)
+    _describe(place, facts, corpus, songs, ordered, config, checked.all_lines())
     if place != folder:
         if folder.is_dir():
             os.replace(folder, folder.with_name(f"{_REPLACED}{identity}"))
@@ -263,6 +263,7 @@ def _facts(
         },
         "notes": list(corpus.notes),
         "dropped": dict(corpus.dropped),
+        "flat": {name: dataclasses.asdict(flat) for name, flat in corpus.flat.items()},
         "left_out": checked.lines() + problems,
         "statistics": describe_songs(corpus.songs),
         "shards": [dataclasses.asdict(result) for result in results],
@@ -281,6 +282,7 @@ def _describe(
     songs: Sequence[Song],
     results: Sequence[ShardResult],
     config: FeatureConfig,
+    left_out: Sequence[str],
 ) -> None:
     """Writes what stands beside the shards: TFDS's metadata, labels, the card, and the facts last."""
     import tensorflow_datasets as tfds
@@ -310,6 +312,6 @@ def _describe(
     steps = _steps(results)
     prepared = [by_id[song] for song in steps]
     write_labels(folder, prepared, steps)
-    write_card(folder, facts, corpus.songs, prepared)
+    write_card(folder, facts, corpus.songs, prepared, everything=left_out)
     with replacing(folder / FACTS_FILE) as temporary:
         temporary.write_text(json.dumps(facts, indent=1))

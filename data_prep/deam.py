@@ -25,8 +25,17 @@ import numpy as np
 
 from data_prep.audio import sound_files
 from data_prep.base import AnnotatedCorpus, DataError, Provenance, Rating, Song
-from data_prep.curves import FLAT_REASON, fit, is_flat
-from data_prep.reading import csv_lines, csv_records, find, id_order, number, safe_id
+from data_prep.curves import FLAT_REASON, Flat, FlatRule, fit
+from data_prep.reading import (
+    csv_lines,
+    csv_records,
+    find,
+    id_order,
+    number,
+    require_folder,
+    require_half_seconds,
+    safe_id,
+)
 
 ANNOTATION_START = 15.0
 """Seconds into a song where annotations begin."""
@@ -52,60 +61,85 @@ _PER_RATER = "annotations per each rater/dynamic (per second annotations)"
 _STATIC = "static_annotations_averaged_songs_*.csv"
 _LAYOUT = re.compile(r"DEAM_.*|MEMD_audio|annotations.*|dynamic \(.*|arousal|valence|song_level")
 
-_ONE_SIDED_SONG = "songs are annotated in one dimension only; left out"
 _ANONYMOUS_SONG = "songs have ratings without a WorkerId; nobody knows whose they are, left out"
 _ANONYMOUS_TRACE = "traces have an empty WorkerId; left out"
 _REPEATED_TRACE = "traces are by a rater who drew the song before; the first is kept"
-_ONE_SIDED_RATING = "ratings exist in one dimension only; left out"
 
 
 def read_deam(
-    root: Path, *, name: str = "deam", provenance: Provenance = PROVENANCE
+    root: Path,
+    *,
+    name: str = "deam",
+    provenance: Provenance = PROVENANCE,
+    audio_start: float = 0.0,
+    flat: Flat = "keep",
 ) -> AnnotatedCorpus:
     """Reads a folder in DEAM's layout.
 
-    Songs 2001 and up are the test set, as published. A rater file that is damaged costs its song the
-    ratings and gives a note; any other damaged file is an error.
+    Songs 2001 and up are the test set, as published. A song, and a rating, may be there in one dimension
+    only. A rater file that is damaged costs its song the ratings of that dimension and gives a note; any
+    other damaged file is an error.
 
     Args:
       root: the folder with DEAM_audio and DEAM_Annotations, one above it, or one of its parts.
       name: of the corpus.
       provenance: of its data.
+      audio_start: seconds into the song where the sound files begin; 0 for whole clips.
+      flat: what becomes of raters' traces that hardly move.
 
     Raises:
       DataError: something needed is missing (what, and where it was looked for) or malformed.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+    require_folder(root)
+    require_half_seconds(audio_start)
     averaged = _find_needed(root, _AVERAGED, "the averaged annotations (DEAM_Annotations.zip)")
     audio = sound_files(_find_needed(root, _AUDIO, "the audio (DEAM_audio.zip)"))
     per_rater = find(root, _PER_RATER, _LAYOUT)
 
-    arousal, valence = (read_averaged(averaged / f"{dimension}.csv") for dimension in _DIMENSIONS)
-    static = read_static(sorted(averaged.parent.rglob(_STATIC)))
     dropped: Counter[str] = Counter()
     notes: list[str] = []
-    dropped[_ONE_SIDED_SONG] = len(arousal.keys() ^ valence.keys())
+    rule = FlatRule(flat)
+    arousal, valence = _read_both(averaged, notes)
+    static = read_static(sorted(averaged.parent.rglob(_STATIC)))
+    one_sided = len(arousal.keys() ^ valence.keys())
+    if one_sided and arousal and valence:
+        notes.append(f"{one_sided} songs are annotated in one dimension only")
     songs = []
-    for song in sorted(arousal.keys() & valence.keys(), key=id_order):
-        steps = max(len(arousal[song]), len(valence[song]))
+    nothing = np.zeros(0, np.float32)
+    for song in sorted(arousal.keys() | valence.keys(), key=id_order):
+        curves = arousal.get(song, nothing), valence.get(song, nothing)
+        steps = max(map(len, curves))
+        ratings = _read_ratings(per_rater, song, steps, dropped, notes, rule) if per_rater else ()
         songs.append(
             Song(
                 song_id=song,
                 audio=audio.get(song),
-                start=ANNOTATION_START,
-                arousal=fit(arousal[song], steps),
-                valence=fit(valence[song], steps),
-                ratings=_read_ratings(per_rater, song, steps, dropped, notes) if per_rater else (),
+                start=ANNOTATION_START - audio_start,
+                arousal=fit(curves[0], steps),
+                valence=fit(curves[1], steps),
+                ratings=ratings,
                 split="test" if song.isdecimal() and int(song) >= FIRST_TEST_ID else None,
                 static=static.get(song),
             )
         )
-    if not songs:
-        raise DataError(f"{averaged}: no song is annotated in both dimensions")
     if per_rater is None:
         notes.append("no annotations per rater were found: DMER works, PDMER needs them")
-    return AnnotatedCorpus(name, tuple(songs), provenance, dict(+dropped), tuple(notes))
+    if per_rater is not None and not any(song.ratings for song in songs):
+        notes.append("no rating says whose it is: DMER works, PDMER needs a WorkerId")
+    return AnnotatedCorpus(
+        name, tuple(songs), provenance, dict(+dropped), tuple(notes), rule.counted()
+    )
+
+
+def _read_both(averaged: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], ...]:
+    """The averaged curves of both dimensions, of which one may have no file."""
+    there = [name for name in _DIMENSIONS if (averaged / f"{name}.csv").is_file()]
+    if len(there) == 1:
+        notes.append(f"{averaged} holds {there[0]}.csv alone: a corpus of {there[0]} alone")
+    return tuple(
+        read_averaged(averaged / f"{name}.csv") if name in there or not there else {}
+        for name in _DIMENSIONS
+    )
 
 
 def _find_needed(root: Path, wanted: str, what: str) -> Path:
@@ -223,7 +257,12 @@ def read_raters(path: Path) -> list[tuple[str, np.ndarray]] | None:
 
 
 def _read_ratings(
-    folder: Path, song: str, steps: int, dropped: Counter[str], notes: list[str]
+    folder: Path,
+    song: str,
+    steps: int,
+    dropped: Counter[str],
+    notes: list[str],
+    rule: FlatRule,
 ) -> tuple[Rating, ...]:
     """One song's ratings that can be used; adds to `dropped` and `notes` what cannot, and why."""
     files = []
@@ -232,21 +271,20 @@ def _read_ratings(
         try:
             files.append(read_raters(path) if path.is_file() else [])
         except DataError as error:
-            notes.append(f"{error}; song {song} has no ratings for that")
-    if len(files) < len(_DIMENSIONS):
-        return ()
+            notes.append(f"{error}; song {song} has no ratings of {dimension} for that")
+            files.append([])
     if None in files:
         dropped[_ANONYMOUS_SONG] += 1
-        return ()
     arousal, valence = (_by_worker(traces or [], dropped) for traces in files)
-    dropped[_ONE_SIDED_RATING] += len(arousal.keys() ^ valence.keys())
+    nothing = np.zeros(0, np.float32)
     ratings = []
-    for worker in sorted(arousal.keys() & valence.keys()):
-        if is_flat(arousal[worker]) or is_flat(valence[worker]):
-            dropped[FLAT_REASON] += 1
+    for worker in sorted(arousal.keys() | valence.keys()):
+        curves = (fit(traces.get(worker, nothing), steps) for traces in (arousal, valence))
+        rating = rule.rating(worker, *curves)
+        if rating:
+            ratings.append(rating)
         else:
-            curves = fit(arousal[worker], steps), fit(valence[worker], steps)
-            ratings.append(Rating(worker, *curves))
+            dropped[FLAT_REASON] += 1
     return tuple(ratings)
 
 

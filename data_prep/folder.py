@@ -1,11 +1,12 @@
 """A lab's own corpus: one folder with a table of annotations and the sound files.
 
-    annotations.csv             song_id, annotator_id, time, arousal, valence
+    annotations.csv             song_id, annotator_id, time, arousal, valence (or one of the two)
     audio/{song_id}.{mp3,wav,flac,...}
 
 One row per point that an annotator drew: time in seconds into the sound file, arousal and valence in
-[-1, 1]. Rows and columns may be in any order and at any rate; other columns are ignored. Points up to a
-second apart are joined by lines, wider gaps stay unlabelled.
+[-1, 1]. Rows and columns may be in any order and at any rate; other columns are ignored. A cell of arousal
+or valence may be empty, and one of these columns absent (a study of tension, say, under the name arousal).
+Points up to a second apart are joined by lines, wider gaps stay unlabelled.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files
-from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Rating, Song
-from data_prep.curves import FLAT_REASON, is_flat, mean_curve, on_grid
-from data_prep.reading import csv_records, id_order, number, safe_id
+from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Song
+from data_prep.curves import FLAT_REASON, Flat, FlatRule, mean_curve, on_grid
+from data_prep.reading import csv_records, id_order, number, require_folder, safe_id
 
 TABLE = "annotations.csv"
 AUDIO = "audio"
-COLUMNS = ("song_id", "annotator_id", "time", "arousal", "valence")
+DIMENSIONS = ("arousal", "valence")
+COLUMNS = ("song_id", "annotator_id", "time", *DIMENSIONS)
 RESERVED_NAMES = ("deam", "pmemo", "synthetic")
 MAX_NAME_LENGTH = 40
 TIME_DIGITS = 6
@@ -40,19 +42,21 @@ Traces = dict[str, np.ndarray]
 """Annotator to `[n, 3]`: time in seconds (increasing), arousal, valence."""
 
 
-def read_folder(root: Path, name: str | None = None) -> AnnotatedCorpus:
+def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> AnnotatedCorpus:
     """Reads a folder of one's own.
 
     A song's own curve is the mean over all who annotated it, as in DEAM: also over those whose trace
-    is flat, which is left out of the ratings only.
+    is flat, which may be left out of the ratings only.
 
     Args:
       root: the folder.
       name: of the corpus, `[a-z][a-z0-9_]*`; by default made from the folder's name.
+      flat: what becomes of traces that hardly move.
 
     Raises:
       DataError: something is missing or malformed: where, on which line, and what.
     """
+    require_folder(root)
     name = corpus_name(root) if name is None else _checked_name(name)
     if not (root / TABLE).is_file() or not (root / AUDIO).is_dir():
         raise DataError(
@@ -61,12 +65,13 @@ def read_folder(root: Path, name: str | None = None) -> AnnotatedCorpus:
         )
     audio = sound_files(root / AUDIO)
     dropped: Counter[str] = Counter()
+    rule = FlatRule(flat)
     songs = []
     for song_id, traces in sorted(
         read_annotations(root / TABLE).items(), key=lambda item: id_order(item[0])
     ):
-        song = _song(song_id, audio.get(song_id), traces, dropped)
-        if np.isfinite(song.arousal).any():
+        song = _song(song_id, audio.get(song_id), traces, dropped, rule)
+        if np.isfinite(song.arousal).any() or np.isfinite(song.valence).any():
             songs.append(song)
         else:
             dropped[_UNLABELLED_SONG] += 1
@@ -78,7 +83,9 @@ def read_folder(root: Path, name: str | None = None) -> AnnotatedCorpus:
         url="",
         scale="annotated in [-1, 1], unchanged",
     )
-    return AnnotatedCorpus(name, tuple(songs), provenance, dict(dropped))
+    return AnnotatedCorpus(
+        name, tuple(songs), provenance, dict(dropped), flat=rule.counted()
+    )
 
 
 def corpus_name(root: Path) -> str:
@@ -107,7 +114,9 @@ def read_annotations(path: Path) -> dict[str, Traces]:
       DataError: the file is missing or malformed, or an annotator has two values at one time.
     """
     points: dict[str, dict[str, list[tuple[float, float, float, int]]]] = {}
-    for line, (song, annotator, time, arousal, valence) in csv_records(path, COLUMNS, _parse):
+    for line, (song, annotator, time, arousal, valence) in csv_records(
+        path, COLUMNS, _parse, optional=DIMENSIONS
+    ):
         of_song = points.setdefault(song, {})
         of_song.setdefault(annotator, []).append((time, arousal, valence, line))
     if not points:
@@ -128,8 +137,8 @@ def _parse(
         safe_id("song_id", song),
         safe_id("annotator_id", annotator),
         round(number("time", time, 0, max_seconds()), TIME_DIGITS),
-        number("arousal", arousal, -1, 1),
-        number("valence", valence, -1, 1),
+        number("arousal", arousal, -1, 1) if arousal else math.nan,
+        number("valence", valence, -1, 1) if valence else math.nan,
     )
 
 
@@ -146,7 +155,9 @@ def _trace(path: Path, song: str, annotator: str, rows: np.ndarray) -> np.ndarra
     return rows[:, :3]
 
 
-def _song(song_id: str, audio: Path | None, traces: Traces, dropped: Counter[str]) -> Song:
+def _song(
+    song_id: str, audio: Path | None, traces: Traces, dropped: Counter[str], rule: FlatRule
+) -> Song:
     earliest = min(trace[0, 0] for trace in traces.values())
     latest = max(trace[-1, 0] for trace in traces.values())
     start = math.floor(earliest * STEPS_PER_SECOND) / STEPS_PER_SECOND
@@ -155,12 +166,14 @@ def _song(song_id: str, audio: Path | None, traces: Traces, dropped: Counter[str
     ratings = []
     for annotator, curve in curves.items():
         arousal, valence = curve.T
-        if not np.isfinite(arousal).any():
+        if not np.isfinite(curve).any():
             dropped[_UNLABELLED_RATING] += 1
-        elif is_flat(arousal) or is_flat(valence):
-            dropped[FLAT_REASON] += 1
+            continue
+        rating = rule.rating(annotator, arousal, valence)
+        if rating:
+            ratings.append(rating)
         else:
-            ratings.append(Rating(annotator, arousal, valence))
+            dropped[FLAT_REASON] += 1
     everyone = np.stack(list(curves.values()))
     return Song(
         song_id=song_id,

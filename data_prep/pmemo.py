@@ -19,7 +19,15 @@ import numpy as np
 
 from data_prep.audio import max_seconds, sound_files
 from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Song
-from data_prep.reading import csv_records, find, id_order, number, safe_id
+from data_prep.reading import (
+    csv_records,
+    find,
+    id_order,
+    number,
+    require_folder,
+    require_half_seconds,
+    safe_id,
+)
 
 PROVENANCE = Provenance(
     citation=(
@@ -43,17 +51,18 @@ Curves = dict[int, tuple[float, float]]
 """Step from the beginning of the sound file to (arousal, valence) in [-1, 1]."""
 
 
-def read_pmemo(root: Path) -> AnnotatedCorpus:
+def read_pmemo(root: Path, *, audio_start: float = 0.0) -> AnnotatedCorpus:
     """Reads a folder in PMEmo's layout.
 
     Args:
       root: the folder with `annotations` and `chorus`, one above it, or one of the two.
+      audio_start: seconds into the chorus where the sound files begin; 0 for whole ones.
 
     Raises:
       DataError: something is missing (what, and where it was looked for) or malformed.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+    require_folder(root)
+    require_half_seconds(audio_start)
     table = find(root, _TABLE, _LAYOUT, Path.is_file)
     audio_folder = find(root, _AUDIO, _LAYOUT)
     if table is None or audio_folder is None:
@@ -73,7 +82,7 @@ def read_pmemo(root: Path) -> AnnotatedCorpus:
             Song(
                 song_id=song_id,
                 audio=audio.get(song_id),
-                start=first / STEPS_PER_SECOND,
+                start=first / STEPS_PER_SECOND - audio_start,
                 arousal=values[:, 0],
                 valence=values[:, 1],
             )

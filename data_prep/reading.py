@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from data_prep.base import DataError
+from data_prep.base import STEPS_PER_SECOND, DataError
 
 SEARCH_DEPTH = 4
 """Folders between the root and what is looked for: archives like to be unpacked inside a folder."""
@@ -80,7 +80,11 @@ def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def csv_records(
-    path: Path, columns: Sequence[str], parse: Callable[..., Parsed]
+    path: Path,
+    columns: Sequence[str],
+    parse: Callable[..., Parsed],
+    *,
+    optional: Sequence[str] = (),
 ) -> Iterator[tuple[int, Parsed]]:
     """Rows of a CSV file whose columns have names.
 
@@ -88,6 +92,7 @@ def csv_records(
       path: of a file whose first row is the header; its columns may be in any order.
       columns: those wanted; others are ignored.
       parse: called with a row's cells of `columns`. Says what is wrong with them by a ValueError.
+      optional: those of the columns of which one has to be there; cells of the others are empty.
 
     Yields:
       The line, and what `parse` made of it.
@@ -98,17 +103,18 @@ def csv_records(
     """
     lines = csv_lines(path)
     _, header = next(lines, (1, []))
+    some = any(column in header for column in optional)
     for column in columns:
-        if header.count(column) != 1:
+        if header.count(column) != 1 and not (some and column in optional and column not in header):
             count = "no" if column not in header else "more than one"
             raise DataError(f"{path}: {count} column {column!r}; needed: {', '.join(columns)}")
-    indices = [header.index(column) for column in columns]
-    least = max(indices) + 1
+    indices = [header.index(column) if column in header else None for column in columns]
+    least = max(index for index in indices if index is not None) + 1
     for line, cells in lines:
         try:
             if len(cells) < least:
                 raise ValueError(f"{len(cells)} cells, {least} are needed")
-            parsed = parse(*[cells[index] for index in indices])
+            parsed = parse(*["" if index is None else cells[index] for index in indices])
         except ValueError as error:
             raise DataError(f"{path}, line {line}: {error}") from None
         yield line, parsed
@@ -151,3 +157,19 @@ def safe_id(name: str, text: str) -> str:
 def id_order(song_id: str) -> tuple[bool, int, str]:
     """Sorting key: numbers as numbers, before other names."""
     return (False, int(song_id), song_id) if song_id.isdecimal() else (True, 0, song_id)
+
+
+def require_folder(root: Path) -> None:
+    """Refuses a root that is none, and says what to do with an archive."""
+    if root.is_file() and root.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z"):
+        raise DataError(f"{root} is an archive; unpack it, and give the folder as --root")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+
+
+def require_half_seconds(audio_start: float) -> None:
+    """Refuses a beginning of the sound that is before the song or off the grid of annotations."""
+    if not (0.0 <= audio_start <= 1e6) or audio_start * STEPS_PER_SECOND % 1:
+        raise DataError(
+            f"--audio-start {audio_start:g} is no time in a song in steps of {1 / STEPS_PER_SECOND:g} s"
+        )

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.audio import load_audio, open_sound
-from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Song, shuffled
+from data_prep.base import (
+    MIN_SECONDS,
+    STEPS_PER_SECOND,
+    AnnotatedCorpus,
+    DataError,
+    Rating,
+    Song,
+    shuffled,
+)
 from data_prep.parallel import Progress, parallel_map
 
 TOLERATED_SECONDS = 1.0
@@ -22,12 +33,14 @@ class Checked:
     """Which songs of a corpus can be used.
 
     Attributes:
-      songs: those whose sound was found and opened, in the corpus's order.
+      songs: those whose sound was found and opened, in the corpus's order, without the annotations of before the
+        sound begins.
       digests: song id -> sha256 of the sound file, 16 hexadecimal digits.
       missing: ids of annotated songs without a sound file.
       damaged: one line for each sound file that cannot be used: which, and why.
       short: one line for each song whose sound ends well before its annotations; it is used as far
         as it goes.
+      early: one line for each song whose sound ends before its annotations begin.
     """
 
     songs: tuple[Song, ...]
@@ -35,17 +48,65 @@ class Checked:
     missing: tuple[str, ...]
     damaged: tuple[str, ...]
     short: tuple[str, ...] = ()
+    early: tuple[str, ...] = ()
+
+    def all_lines(self) -> list[str]:
+        """What is wrong with each file."""
+        return [*self.damaged, *self.early, *self.short, *self._missing()]
 
     def lines(self) -> list[str]:
-        """What is wrong, for people."""
-        lines = [*self.damaged, *self.short]
+        """The same for people: of more than :data:`LIKE_MESSAGES` like lines the first, and how many there are."""
+        lines = [*_shortened(self.damaged, "sound files cannot be used")]
+        excerpts = len(self.early) > len(self.songs)
+        hint = "; if they are excerpts, --audio-start SECONDS says where in the song they begin"
+        lines += _shortened(
+            self.early, "sound files end before their annotations begin", hint if excerpts else ""
+        )
+        lines += _shortened(
+            self.short, "songs are annotated beyond the end of their sound; the rest is cut"
+        )
+        return [*lines, *self._missing()]
+
+    def _missing(self) -> list[str]:
+        lines = []
         if self.missing:
             some = ", ".join(self.missing[:8]) + (", ..." if len(self.missing) > 8 else "")
-            total = len(self.missing) + len(self.damaged) + len(self.songs)
+            total = len(self.missing) + len(self.damaged) + len(self.early) + len(self.songs)
             lines.append(
                 f"{len(self.missing)} of {total} annotated songs have no sound file: {some}"
             )
         return lines
+
+
+LIKE_MESSAGES = 10
+
+
+def _shortened(lines: Sequence[str], what: str, hint: str = "") -> list[str]:
+    if len(lines) <= LIKE_MESSAGES:
+        return list(lines)
+    return [f"{len(lines)} {what}{hint}; the first: {lines[0]}"]
+
+
+def heard(song: Song) -> Song:
+    """The song without what is annotated before its sound begins."""
+    cut = max(0, math.ceil(-song.start * STEPS_PER_SECOND))
+    if not cut:
+        return song
+    ratings = (
+        Rating(rating.annotator_id, rating.arousal[cut:], rating.valence[cut:])
+        for rating in song.ratings
+    )
+    return dataclasses.replace(
+        song,
+        start=song.start + cut / STEPS_PER_SECOND,
+        arousal=song.arousal[cut:],
+        valence=song.valence[cut:],
+        ratings=tuple(rating for rating in ratings if _drawn(rating)),
+    )
+
+
+def _drawn(curves: Song | Rating) -> bool:
+    return bool(np.isfinite(curves.arousal).any() or np.isfinite(curves.valence).any())
 
 
 def subset(songs: Sequence[Song], limit: int | None) -> tuple[Song, ...]:
@@ -78,12 +139,18 @@ def check(
       progress: called with files done and files in all.
     """
     chosen = subset(corpus.songs, limit)
-    with_sound = [song for song in chosen if song.audio is not None]
+    with_sound = [heard(song) for song in chosen if song.audio is not None]
     answers = parallel_map(_check_sound, [(song, thorough) for song in with_sound], workers)
-    songs, digests, damaged, short = [], {}, [], []
+    songs, digests, damaged, short, early = [], {}, [], [], []
     for done, (song, answer) in enumerate(zip(with_sound, answers, strict=True), start=1):
         if isinstance(answer, str):
             damaged.append(answer)
+        elif not _drawn(song):
+            damaged.append(f"{song.audio}: its annotations end before the sound begins")
+        elif answer.seconds < song.start + 1 / STEPS_PER_SECOND:
+            early.append(
+                f"{song.audio}: {answer.seconds:.1f} s of sound, but annotations begin at {song.start:g} s"
+            )
         else:
             songs.append(song)
             digests[song.song_id] = answer.digest
@@ -96,7 +163,9 @@ def check(
         if progress:
             progress(done, len(with_sound))
     missing = tuple(song.song_id for song in chosen if song.audio is None)
-    return Checked(tuple(songs), digests, missing, tuple(damaged), tuple(short))
+    return Checked(
+        tuple(songs), digests, missing, tuple(damaged), tuple(short), tuple(early)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +201,12 @@ def _open_sound(song: Song, path: Path) -> float:
     with open_sound(path) as sound:
         rate = sound.samplerate
         claimed: float = sound.frames / rate
-        if claimed < song.start + 1 / STEPS_PER_SECOND:
+        if claimed < MIN_SECONDS:
             raise DataError(
-                f"{path}: {claimed:.1f} s of sound, but annotations begin at {song.start:g} s"
+                f"{path}: {claimed:.1f} s of sound; at least {MIN_SECONDS:g} s are needed"
             )
+        if claimed < song.start + 1 / STEPS_PER_SECOND:
+            return claimed
         needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
         sound.seek(int((needed - _TAIL_SECONDS) * rate))
         if not len(sound.read(1)):

@@ -141,7 +141,7 @@ class SongBatch:
       arousal: `[B, T]` labels in [-1, 1]; any finite value where `labelled` is false.
       valence: `[B, T]` likewise.
       present: `[B, T]` bool, the steps that exist in the song.
-      labelled: `[B, T]` bool, the steps whose labels count.
+      labelled: `[B, T, 2]` bool, the steps whose arousal and whose valence counts.
     """
 
     log_mel: chex.Array

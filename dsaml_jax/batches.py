@@ -18,9 +18,8 @@ import jax
 import numpy as np
 
 from data_prep.shards import Corpus
-from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.config import RunConfig
-from dsaml_jax.corpus import DeviceCorpus, Part, labelled_windows
+from dsaml_jax.corpus import DeviceCorpus, Part, labelled_windows, window_steps
 from dsaml_jax.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
 
 AHEAD = 2
@@ -183,23 +182,23 @@ def excerpt(
       rating: `[k]`, whose curve is the label; below 0 marks padding. None: `target` is.
 
     Returns:
-      `k` songs of :data:`~dsaml_jax.base.WINDOW_STEPS` rows each, in numpy arrays of one shape for every step.
+      `k` songs of :func:`~dsaml_jax.corpus.window_steps` rows each, in numpy arrays of one shape for every step.
     """
-    count = len(song)
+    count, length = len(song), window_steps(corpus)
     config = corpus.features
     per_step = config.embedding_per == "step"
-    rows_each = WINDOW_STEPS if per_step else 1
-    log_mel = np.zeros((count, WINDOW_STEPS, config.frames, config.mel_bands), config.dtype)
+    rows_each = length if per_step else 1
+    log_mel = np.zeros((count, length, config.frames, config.mel_bands), config.dtype)
     embedding = np.zeros((count, rows_each, config.embedding_width), np.float32)
-    targets = np.full((count, WINDOW_STEPS, 2), np.nan, np.float32)
-    ratings = np.full((count, WINDOW_STEPS, 2), np.nan, np.float32)
+    targets = np.full((count, length, 2), np.nan, np.float32)
+    ratings = np.full((count, length, 2), np.nan, np.float32)
     steps = np.zeros(count, np.int32)
     used = np.unique(song)
     features = dict(zip(used.tolist(), corpus.store.read(used.tolist()), strict=True))
     for i in range(count):
         patches, embeddings = features[int(song[i])]
         first = int(corpus.window_start[corpus.window_first[song[i]] + window[i]])
-        last = min(first + WINDOW_STEPS, len(patches))
+        last = min(first + length, len(patches))
         steps[i] = last - first
         log_mel[i, : steps[i]] = patches[first:last]
         rows = embeddings[first:last] if per_step else embeddings[window[i]][None]
@@ -215,14 +214,15 @@ def excerpt(
         embedding=embedding.reshape(-1, config.embedding_width),
         target=targets.reshape(-1, 2),
         ratings=ratings.reshape(-1, 2),
-        feature_start=index * WINDOW_STEPS,
-        song_start=index * WINDOW_STEPS,
+        feature_start=index * length,
+        song_start=index * length,
         song_steps=steps,
         window_first=index,
         window_count=np.ones(count, np.int32),
         window_start=np.zeros(count, np.int32),
         embedding_first=index * rows_each,
         rating_song=index,
-        rating_first=index * WINDOW_STEPS,
+        rating_first=index * length,
         per_step=per_step,
+        window_steps=length,
     )

@@ -191,7 +191,7 @@ def _add_prepare(add: Add) -> None:
     prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
                          help="deam, pmemo: your copy of it, see the README\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
-                              "  song_id, annotator_id, time [s], arousal, valence (both in [-1, 1])\n"
+                              "  song_id, annotator_id, time [s], arousal, valence (or one of them; in [-1, 1])\n"
                               "synthetic: made here, in DEAM's layout")  # fmt: skip
     prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")  # fmt: skip
     prepare.add_argument("--out", type=Path, help="folder for prepared data")
@@ -208,6 +208,11 @@ def _add_prepare(add: Add) -> None:
                          help="in which ImageBind computes; bfloat16 is for accelerators, 1 %% off (default: %(default)s)")  # fmt: skip
     _add_imagebind_weights(prepare)
     prepare.add_argument("--songs", type=int, help="only so many songs (synthetic: make so many; default 400)")  # fmt: skip
+    prepare.add_argument("--audio-start", type=float, metavar="SECONDS",
+                         help="deam, pmemo: the sound files are excerpts that begin at this second of the song")  # fmt: skip
+    prepare.add_argument("--flat", choices=("keep", "drop"),
+                         help="traces of single raters that hardly move: keep them (default), or drop them in the\n"
+                              "dimension in which they are flat, as published")  # fmt: skip
     prepare.add_argument("--name", help="folder: name of the corpus (default: that of the folder)")
     prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")  # fmt: skip
@@ -272,7 +277,7 @@ def _add_personalize(add: Add) -> None:
 def _add_predict(add: Add) -> None:
     predict = add("predict", commands.predict_command, "Predict curves of sound files: SONG.csv and SONG.png", _LIMITS)  # fmt: skip
     predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")  # fmt: skip
-    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 30 s or more")  # fmt: skip
+    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 5 s or more")  # fmt: skip
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     _add_imagebind_weights(predict)
 
@@ -282,7 +287,7 @@ def _add_studio(add: Add) -> None:
                  "Starts a local web page and prints its links; Ctrl-C ends it, the same command goes on.\n"
                  "Everything that is done there is kept in the study's folder.", goes_on=True)  # fmt: skip
     studio.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
-    studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 30 s to 15 minutes")  # fmt: skip
+    studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 5 s to 15 minutes")  # fmt: skip
     studio.add_argument("--study", type=Path, default=Path("dsaml_study"), help="folder for what people do (default: %(default)s)")  # fmt: skip
     studio.add_argument("--everyone", type=Path, metavar="RUN", help="a DMER run, for everyone's curves (default: what the checkpoint began from)")  # fmt: skip
     studio.add_argument("--blind", action="store_true", help="a listening study: participants see no curves before they have rated")  # fmt: skip

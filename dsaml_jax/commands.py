@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.base import DataError, printable
+from data_prep.base import DataError, printable, replacing
 from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def demo_command(options: argparse.Namespace) -> None:
 
 def prepare_command(options: argparse.Namespace) -> None:
     """Runs `dsaml prepare`."""
+    from data_prep.card import CARD_FOLDER, LEFT_OUT_FILE
     from data_prep.prepare import prepare
     from data_prep.shards import read_facts
     from data_prep.validation import Checked, check
@@ -41,13 +44,21 @@ def prepare_command(options: argparse.Namespace) -> None:
     if options.out is None and not options.check:
         raise UsageError("--out is needed: the folder for prepared data (or --check, to look only)")
     corpus = _read_annotated(options, console)
+    shortened = False
     limit = None if options.corpus == "synthetic" else options.songs  # composed as many as asked
-    for note in corpus.notes:
+    for note in _few(corpus.notes):
         console.say(f"note: {note}")
+    for dimension, flat in corpus.flat.items():
+        what = "left out" if options.flat == "drop" else "kept"
+        console.say(
+            f"{flat.flat} of {flat.traces} traces of {dimension} hardly move, by {flat.people} people; {what} (--flat)"
+        )
     for reason, count in corpus.dropped.items():
         console.say(f"left out: {count} {reason}")
 
     def show(checked: Checked) -> None:
+        nonlocal shortened
+        shortened = len(checked.all_lines()) > len(checked.lines())
         for line in checked.lines():
             console.say(f"check: {line}")
         console.say(f"check: {len(checked.songs)} songs of {corpus.name} can be used")
@@ -58,6 +69,13 @@ def prepare_command(options: argparse.Namespace) -> None:
                 corpus, limit=limit, thorough=True, workers=options.workers, progress=progress
             )
         show(checked)
+        if shortened:
+            everything = (options.out or Path()) / LEFT_OUT_FILE
+            with replacing(everything) as temporary:
+                temporary.write_text(
+                    "\n".join([*checked.all_lines(), ""]), encoding="utf-8", errors="backslashreplace"
+                )
+            console.say(f"each of them: {everything}")
         if checked.lines():
             raise DataError(
                 "files are missing or damaged; 'prepare' without --check leaves them out"
@@ -81,22 +99,36 @@ def prepare_command(options: argparse.Namespace) -> None:
         f"global embedding: {facts['features']['embedding']}, per {facts['features']['embedding_per']}"
     )
     console.say(f"prepared: {folder}")
+    if shortened:
+        console.say(f"each file that was left out or cut: {folder / CARD_FOLDER / LEFT_OUT_FILE}")
     console.say(f"its data card: dsaml describe --data {folder}")
 
 
+def _few(messages: Sequence[str], most: int = 10) -> list[str]:
+    """The first of many, and how many more there are; the data card has all."""
+    if len(messages) <= most:
+        return list(messages)
+    return [*messages[:most], f"and {len(messages) - most} more like these; the data card has all"]
+
+
 def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
+    flat = options.flat or "keep"
+    if options.audio_start is not None and options.corpus not in ("deam", "pmemo"):
+        raise UsageError("--audio-start is for deam and pmemo: elsewhere times count from the file's start")
+    if options.flat is not None and options.corpus == "pmemo":
+        raise UsageError("--flat is for corpora with single raters; pmemo has their mean alone")
     if options.corpus == "deam":
         from data_prep.deam import read_deam
 
-        return read_deam(options.root)
+        return read_deam(options.root, audio_start=options.audio_start or 0.0, flat=flat)
     if options.corpus == "pmemo":
         from data_prep.pmemo import read_pmemo
 
-        return read_pmemo(options.root)
+        return read_pmemo(options.root, audio_start=options.audio_start or 0.0)
     if options.corpus == "folder":
         from data_prep.folder import read_folder
 
-        return read_folder(options.root, options.name)
+        return read_folder(options.root, options.name, flat=flat)
     from data_prep.deam import read_deam
     from data_prep.synthetic import write_corpus
     from data_prep.synthetic.corpus import PROVENANCE
@@ -110,7 +142,7 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
             workers=options.workers,
             progress=progress,
         )
-    return read_deam(options.root, name="synthetic", provenance=PROVENANCE)
+    return read_deam(options.root, name="synthetic", provenance=PROVENANCE, flat=flat)
 
 
 def _feature_config(options: argparse.Namespace) -> FeatureConfig:

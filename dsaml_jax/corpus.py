@@ -109,6 +109,7 @@ class DeviceCorpus:
       feature_start: `[N]` first row of each song in `log_mel`: `song_start`, unless only some songs'
         features are here.
       per_step: whether there is one embedding per step rather than per window; static.
+      window_steps: `T`, see :func:`window_steps`; static.
     """
 
     log_mel: chex.Array
@@ -125,6 +126,12 @@ class DeviceCorpus:
     rating_song: chex.Array
     rating_first: chex.Array
     per_step: bool = flax.struct.field(pytree_node=False)
+    window_steps: int = flax.struct.field(pytree_node=False, default=WINDOW_STEPS)
+
+
+def window_steps(corpus: Corpus) -> int:
+    """`T`: the steps of a window, or of the longest song where all are shorter, as excerpts are."""
+    return min(WINDOW_STEPS, int(corpus.song_steps.max()))
 
 
 _SHARED = ("ratings", "song_start", "song_steps", "window_first", "window_count", "window_start",
@@ -152,7 +159,9 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
         }
     arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
     per_step = corpus.features.embedding_per == "step"
-    return DeviceCorpus(per_step=per_step, **jax.device_put(arrays))
+    return DeviceCorpus(
+        per_step=per_step, window_steps=window_steps(corpus), **jax.device_put(arrays)
+    )
 
 
 def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
@@ -175,8 +184,8 @@ def labelled_windows(
 ) -> np.ndarray:
     """Which windows training and adaptation may draw of each of K curves.
 
-    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` labelled steps (or all,
-    in a shorter song). The last window of a song is flush with its end; where that is off the grid it
+    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled in
+    either dimension (or all, in a shorter song). The last window of a song is flush with its end; where that is off the grid it
     overlaps its neighbour almost wholly, and only prediction needs it.
 
     Args:
@@ -188,7 +197,7 @@ def labelled_windows(
     Returns:
       `[K, W]` bool, W the most windows that any song has.
     """
-    until = np.concatenate([[0], np.cumsum(np.isfinite(values).all(axis=-1))])
+    until = np.concatenate([[0], np.cumsum(np.isfinite(values).any(axis=-1))])
     window = np.arange(corpus.window_count.max())[None]
     steps = corpus.song_steps[song][:, None]
     begin = np.minimum(window * WINDOW_HOP, steps)
@@ -227,7 +236,7 @@ def gather_windows(
     """
     chex.assert_rank([song, window], 1)
     start = corpus.window_start[corpus.window_first[song] + window][:, None]
-    offset = start + jnp.arange(WINDOW_STEPS)[None]  # [B, T], within the song
+    offset = start + jnp.arange(corpus.window_steps)[None]  # [B, T], within the song
     present = offset < corpus.song_steps[song][:, None]
     offset = jnp.where(present, offset, 0)
     embedding_rows = corpus.embedding_first[song][:, None]
@@ -239,15 +248,15 @@ def gather_windows(
         labels = corpus.ratings[corpus.rating_first[jnp.maximum(rating, 0)][:, None] + offset]
         present = present & (rating >= 0)[:, None]  # padding must not reach BatchNorm either
         labelled = present
-    finite = jnp.isfinite(labels).all(-1)
-    labels = jnp.where(finite[..., None], labels, 0.0)
+    finite = jnp.isfinite(labels)
+    labels = jnp.where(finite, labels, 0.0)
     return SongBatch(
         log_mel=corpus.log_mel[corpus.feature_start[song][:, None] + offset].astype(jnp.float32),
         embedding=corpus.embedding[embedding_rows],
         arousal=labels[..., 0],
         valence=labels[..., 1],
         present=present,
-        labelled=labelled & finite,
+        labelled=labelled[..., None] & finite,
     )
 
 

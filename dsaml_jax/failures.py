@@ -294,8 +294,8 @@ def read_bundle(path: Path) -> Bundle:
             step=int(metadata["step"]),
             what=metadata["what"],
             variables=traverse_util.unflatten_dict(groups["variables"], sep=_SEPARATOR),
-            support=SongBatch(**groups["support"]) if groups["support"] else None,
-            query=SongBatch(**groups["query"]),
+            support=_song_batch(groups["support"]) if groups["support"] else None,
+            query=_song_batch(groups["query"]),
             keys=arrays["keys"],
             songs=tuple(map(str, parse_json(metadata["songs"]))),
         )
@@ -320,6 +320,14 @@ def read_bundle(path: Path) -> Bundle:
             f"({_reason(error)})"
         ) from None
     return bundle
+
+
+def _song_batch(arrays: dict[str, np.ndarray]) -> SongBatch:
+    """Up to version 0.1 one mask stood for arousal and valence."""
+    labelled = arrays["labelled"]
+    if labelled.ndim == arrays["present"].ndim:
+        labelled = np.stack([labelled] * 2, axis=-1)
+    return SongBatch(**(arrays | {"labelled": labelled}))
 
 
 def _reason(error: Exception) -> str:

@@ -50,6 +50,7 @@ def song_curve(
     """
     chex.assert_rank([log_mel, embedding, window_start], [3, 2, 1])
     length = log_mel.shape[0]
+    window = min(WINDOW_STEPS, length)
 
     # In eval mode every patch is encoded by itself; blocks bound the memory of an hour of music.
     def encode(patch: jax.Array) -> jax.Array:
@@ -57,7 +58,7 @@ def song_curve(
         return encoded[0, 0]
 
     features = jax.lax.map(encode, log_mel, batch_size=ENCODE_BLOCK)
-    inside = window_start[:, None] + jnp.arange(WINDOW_STEPS)[None]  # [w, T]
+    inside = window_start[:, None] + jnp.arange(window)[None]  # [w, T]
     present = inside < steps
     rows = jnp.minimum(inside, length - 1)
     out: Any = model.apply(
@@ -71,11 +72,11 @@ def song_curve(
 
     offset = jnp.arange(length)[:, None] - window_start[None]  # [n, w]
     usable = (
-        (offset >= 0) & (offset < WINDOW_STEPS) & (jnp.arange(len(window_start)) < windows)[None]
+        (offset >= 0) & (offset < window) & (jnp.arange(len(window_start)) < windows)[None]
     )
-    from_middle = jnp.abs(2 * offset - (WINDOW_STEPS - 1))
+    from_middle = jnp.abs(2 * offset - (window - 1))
     best = jnp.argmin(jnp.where(usable, from_middle, 2**30), axis=1)  # [n]
-    at = jnp.clip(jnp.take_along_axis(offset, best[:, None], 1)[:, 0], 0, WINDOW_STEPS - 1)
+    at = jnp.clip(jnp.take_along_axis(offset, best[:, None], 1)[:, 0], 0, window - 1)
     return curves[best, at]
 
 

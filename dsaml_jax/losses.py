@@ -24,14 +24,16 @@ def dsaml_loss(
     """`1 - score + diagonal_weight * diagonal attention loss + squared_error_weight * squared error`.
 
     The score is the mean over {arousal, valence} of (CCC, PCC, 1 - RMSE), each per sample over `T`
-    and averaged over the samples that have a labelled step.
+    and averaged over the samples that have a step labelled in that dimension. A dimension that no
+    sample is labelled in is left out of the mean.
 
     Args:
       out: the model's output for `B` windows.
       arousal: `[B, T]` labels; may be NaN where masked.
       valence: `[B, T]` likewise.
       config: which scales exist, and the diagonal loss's targets and weight.
-      mask: `[B, T]` bool, the steps that count; None counts all.
+      mask: `[B, T, 2]` bool, the steps whose arousal and valence count; `[B, T]` is for both; None
+        counts all.
       squared_error_weight: what :func:`squared_error` counts; 0 in the paper.
 
     Returns:
@@ -40,29 +42,41 @@ def dsaml_loss(
     """
     chex.assert_equal_shape([out.arousal, out.valence, arousal, valence])
     chex.assert_rank(arousal, 2)
-    if mask is None:
-        mask = jnp.ones(arousal.shape, bool)
-    chex.assert_equal_shape([arousal, mask])
-    counted = jnp.any(mask, -1).astype(out.arousal.dtype)
-    samples = jnp.maximum(jnp.sum(counted), 1.0)
+    by_dimension = _by_dimension(mask, arousal)
 
     terms: Terms = {}
-    curves = {"arousal": (out.arousal, arousal), "valence": (out.valence, valence)}
-    for name, (prediction, target) in curves.items():
+    curves = (("arousal", out.arousal, arousal), ("valence", out.valence, valence))
+    total = dimensions = jnp.zeros((), out.arousal.dtype)
+    for (name, prediction, target), known in zip(curves, by_dimension, strict=True):
+        counted = jnp.any(known, -1).astype(out.arousal.dtype)
+        samples = jnp.sum(counted)
         for metric in (metrics.ccc, metrics.pcc, metrics.rmse):
-            values = metric(prediction, target, mask)
-            terms[f"{name}_{metric.__name__}"] = jnp.sum(values * counted) / samples
-    score = sum(
-        terms[f"{name}_ccc"] + terms[f"{name}_pcc"] + 1.0 - terms[f"{name}_rmse"] for name in curves
-    )
-    terms["score"] = jnp.asarray(score) / 6.0
+            values = metric(prediction, target, known)
+            mean = jnp.sum(values * counted) / jnp.maximum(samples, 1.0)
+            terms[f"{name}_{metric.__name__}"] = mean
+        there = (samples > 0.0).astype(out.arousal.dtype)
+        good = terms[f"{name}_ccc"] + terms[f"{name}_pcc"] + 1.0 - terms[f"{name}_rmse"]
+        total, dimensions = total + there * good, dimensions + there
+    terms["score"] = total / (3.0 * jnp.maximum(dimensions, 1.0))
     terms["score_loss"] = 1.0 - terms["score"]
-    terms["attention_loss"] = diagonal_attention_loss(out.attention, config, mask)
+    steps = jnp.logical_or(*by_dimension)
+    terms["attention_loss"] = diagonal_attention_loss(out.attention, config, steps)
     terms["total_loss"] = terms["score_loss"] + config.diagonal_weight * terms["attention_loss"]
     if squared_error_weight:
         terms["squared_error"] = squared_error(out, arousal, valence, mask)
         terms["total_loss"] += squared_error_weight * terms["squared_error"]
     return terms["total_loss"], terms
+
+
+def _by_dimension(mask: jax.Array | None, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which steps count in arousal, and which in valence: `[B, T]` each."""
+    if mask is None:
+        mask = jnp.ones(like.shape, bool)
+    if mask.ndim == like.ndim:
+        chex.assert_equal_shape([like, mask])
+        return mask, mask
+    chex.assert_shape(mask, (*like.shape, 2))
+    return mask[..., 0], mask[..., 1]
 
 
 def diagonal_attention_loss(
@@ -93,7 +107,7 @@ def diagonal_attention_loss(
 def squared_error(
     out: ModelOutput, arousal: jax.Array, valence: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """Mean squared error over all counted steps, arousal and valence summed.
+    """Mean squared error over the counted steps of each dimension, arousal and valence summed.
 
     CCC and PCC do not change when both curves shrink, so their gradients grow as the prediction's
     variance falls; this loss is smooth and its gradient vanishes with the error, which is what a
@@ -103,10 +117,13 @@ def squared_error(
       out: the model's output.
       arousal: `[B, T]` labels.
       valence: `[B, T]` labels.
-      mask: `[B, T]` bool.
+      mask: `[B, T, 2]` bool, or `[B, T]` for both.
     """
-    chex.assert_equal_shape([out.arousal, arousal, valence, mask])
-    error = jnp.square(out.arousal - jnp.where(mask, arousal, 0.0))
-    error = error + jnp.square(out.valence - jnp.where(mask, valence, 0.0))
-    weights = mask.astype(error.dtype)
-    return jnp.sum(error * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+    chex.assert_equal_shape([out.arousal, arousal, valence])
+    total = jnp.zeros((), out.arousal.dtype)
+    curves = ((out.arousal, arousal), (out.valence, valence))
+    for (prediction, target), known in zip(curves, _by_dimension(mask, arousal), strict=True):
+        weights = known.astype(prediction.dtype)
+        error = jnp.square(prediction - jnp.where(known, target, 0.0)) * weights
+        total = total + jnp.sum(error) / jnp.maximum(jnp.sum(weights), 1.0)
+    return total

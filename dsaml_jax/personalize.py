@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
 from data_prep.audio import load_audio, max_seconds
-from data_prep.base import DataError, printable, replacing
+from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
 from data_prep.features import FeatureConfig
 from data_prep.reading import csv_lines, number
@@ -51,13 +51,12 @@ def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> 
       embed: the network behind the embedding, where there is one.
 
     Raises:
-      DataError: unreadable, or shorter than one window.
+      DataError: unreadable, or shorter than :data:`~data_prep.base.MIN_SECONDS`.
     """
     waveform, rate = load_audio(path)
-    least = WINDOW_STEPS / STEPS_PER_SECOND
-    if len(waveform) < least * rate:
+    if len(waveform) < MIN_SECONDS * rate:
         raise DataError(
-            f"{path}: {len(waveform) / rate:.1f} s of sound; at least {least:g} s are needed"
+            f"{path}: {len(waveform) / rate:.1f} s of sound; at least {MIN_SECONDS:g} s are needed"
         )
     return finish(analyse(waveform, rate, config), embed)
 
@@ -90,27 +89,29 @@ def predict_features(
 
 
 def read_annotations(path: Path) -> np.ndarray:
-    """`[n, 3]` time in seconds, arousal, valence from a CSV with those three columns.
+    """`[n, 3]` time in seconds, arousal, valence from a CSV with those columns.
+
+    One of arousal and valence may be absent as a column, and either may be empty in a row: NaN.
 
     Raises:
       DataError: missing, empty, ragged, not numbers, outside [-1, 1], or time that does not increase.
     """
     (_, first), *lines = list(csv_lines(path)) or [(1, [])]
     header = [cell.lower() for cell in first]
-    if sorted(header) != ["arousal", "time", "valence"]:
-        raise DataError(f"{path}: the first line must name the columns time, arousal, valence")
-    order = [header.index(name) for name in ("time", "arousal", "valence")]
-    values = np.empty((len(lines), 3))
+    if sorted(header) not in (["arousal", "time", "valence"], ["arousal", "time"], ["time", "valence"]):  # fmt: skip
+        raise DataError(
+            f"{path}: the first line must name the columns time, arousal, valence (or one of the two)"
+        )
+    values = np.full((len(lines), 3), np.nan)
     for row, (line, cells) in enumerate(lines):
         try:
-            if len(cells) != 3:
-                raise ValueError(f"{len(cells)} cells where 3 belong")
-            time, arousal, valence = (cells[i] for i in order)
-            values[row] = (
-                number("time", time, 0.0, max_seconds()),
-                number("arousal", arousal, -1.0, 1.0),
-                number("valence", valence, -1.0, 1.0),
-            )
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells where {len(header)} belong")
+            values[row, 0] = number("time", cells[header.index("time")], 0.0, max_seconds())
+            for column, name in enumerate(("arousal", "valence"), start=1):
+                cell = cells[header.index(name)] if name in header else ""
+                if cell:
+                    values[row, column] = number(name, cell, -1.0, 1.0)
             if row and values[row, 0] <= values[row - 1, 0]:
                 raise ValueError("time must increase")
         except ValueError as error:
@@ -162,7 +163,7 @@ def personalize_on(
       DataError: too little is labelled.
       UsageError: adapting does not end in finite numbers.
     """
-    labelled = int(np.isfinite(labels).all(axis=1).sum())
+    labelled = int(np.isfinite(labels).any(axis=1).sum())
     if labelled < MIN_LABELLED_STEPS:
         raise DataError(
             f"{what}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
@@ -200,8 +201,8 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
     inside = features.window_start[:, None] + np.arange(WINDOW_STEPS)[None]
     present = inside < len(features.log_mel)
     rows = np.minimum(inside, len(features.log_mel) - 1)
-    labelled = present & np.isfinite(labels[rows]).all(axis=-1)
-    useful = np.flatnonzero(labelled.any(axis=1))
+    labelled = present[..., None] & np.isfinite(labels[rows])  # [w, T, 2]
+    useful = np.flatnonzero(labelled.any(axis=(1, 2)))
     if len(useful) > SUPPORT_WINDOWS:
         useful = useful[np.linspace(0, len(useful) - 1, SUPPORT_WINDOWS).round().astype(int)]
     rows = rows[useful]
@@ -235,10 +236,14 @@ def write_curve(path: Path, curve: np.ndarray) -> None:
 def curve_table(curve: np.ndarray) -> str:
     """CSV of `[n, 2]`: `time, arousal, valence`, one line per half second: the format `personalize` reads.
 
-    Steps that are NaN are left out; values are clipped to [-1, 1], the range of the scale.
+    A cell that is NaN is empty, a step without a number left out, and so is the column of a dimension without one.
+    Values are clipped to [-1, 1], the range of the scale.
     """
-    lines = ["time,arousal,valence"]
-    for step, (arousal, valence) in enumerate(np.clip(curve, -1.0, 1.0)):
-        if np.isfinite(arousal) and np.isfinite(valence):
-            lines.append(f"{step / STEPS_PER_SECOND:.1f},{arousal:.5f},{valence:.5f}")
+    known = np.isfinite(curve)
+    columns = np.flatnonzero(known.any(axis=0)) if known.any() else np.arange(2)
+    lines = [",".join(["time", *(("arousal", "valence")[column] for column in columns)])]
+    for step in np.flatnonzero(known.any(axis=1)):
+        values = np.clip(curve[step, columns], -1.0, 1.0)
+        cells = (f"{value:.5f}" if np.isfinite(value) else "" for value in values)
+        lines.append(",".join([f"{step / STEPS_PER_SECOND:.1f}", *cells]))
     return "\n".join(lines) + "\n"

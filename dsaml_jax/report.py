@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from data_prep.base import replacing
-from dsaml_jax.evaluation import COLUMNS, DIMENSIONS, METRICS, Evaluation
+from dsaml_jax.evaluation import METRICS, Evaluation, dimensions_of
 from dsaml_jax.figures import to_svg
 
 _PACKAGES = ("dsaml_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -96,8 +96,8 @@ def write_report(
         path,
         "report.html",
         evaluation=evaluation,
-        columns=COLUMNS,
-        dimensions=DIMENSIONS,
+        columns=evaluation.columns,
+        dimensions=dimensions_of(evaluation.columns),
         metrics=METRICS,
         best=best_methods(evaluation.summary),
         findings=findings,
@@ -112,7 +112,7 @@ def best_methods(summary: dict[str, dict[str, dict[str, float]]]) -> dict[str, s
         column: (min if column.endswith("rmse") else max)(
             (row[column]["mean"], method) for method, row in summary.items()
         )[1]
-        for column in COLUMNS
+        for column in next(iter(summary.values()))
     }
 
 

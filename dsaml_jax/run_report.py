@@ -21,7 +21,7 @@ def write_run_report(workdir: Path) -> None:
     """
     # Drawing is loaded here, so that a start of training does not wait for it.
     from dsaml_jax import figures
-    from dsaml_jax.evaluation import COLUMNS, DIMENSIONS, METRICS
+    from dsaml_jax.evaluation import COLUMNS, METRICS, dimensions_of
     from dsaml_jax.report import Picture, best_methods, drawn, environment, render
 
     info = read_run_info(workdir)
@@ -29,6 +29,7 @@ def write_run_report(workdir: Path) -> None:
     lines = read_metrics(workdir)
     validations = [line for line in lines if line["kind"] == "validation"]
     results = _results(workdir, COLUMNS)
+    columns = tuple(next(iter(results["summary"].values()))) if results else ()
     picture = Picture(
         "Learning",
         "Loss and norm of the gradient, mean of the steps since the point before; and the score on the "
@@ -44,8 +45,8 @@ def write_run_report(workdir: Path) -> None:
         pictures=drawn([picture]) if lines else [],
         results=results,
         best=best_methods(results["summary"]) if results else {},
-        columns=COLUMNS,
-        dimensions=DIMENSIONS,
+        columns=columns,
+        dimensions=dimensions_of(columns),
         metrics=METRICS,
         validations=validations,
         validation_columns=[x for x in (validations or [{}])[0] if x not in ("step", "kind")],
@@ -81,6 +82,7 @@ def _results(workdir: Path, columns: tuple[str, ...]) -> dict[str, Any] | None:
             method: {
                 column: {name: float(row[column][name]) for name in ("mean", "sd")}
                 for column in columns
+                if column in row
             }
             for method, row in values["summary"].items()
         }

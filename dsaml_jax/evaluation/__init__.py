@@ -17,7 +17,7 @@ from dsaml_jax.evaluation.evaluate import (
     table,
     write_evaluation,
 )
-from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, mean_scores
+from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, dimensions_of, mean_scores
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Protocol",
     "Trial",
     "agreed_trial",
+    "dimensions_of",
     "evaluate",
     "listener_trial",
     "mean_scores",

@@ -23,7 +23,7 @@ from dsaml_jax.evaluation.methods import (
     curves_of_songs,
     support_mean,
 )
-from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, scores
+from dsaml_jax.evaluation.scores import METRICS, dimensions_of, scores
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
 
@@ -35,7 +35,8 @@ class Evaluation:
     Attributes:
       protocol: `clean` or `reference`.
       task: `dmer` or `pdmer`.
-      rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns.
+      rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns of the dimensions
+        that the curve is labelled in.
       summary: method -> column -> `{"mean", "sd"}` over songs.
       facts: what was evaluated on what.
     """
@@ -45,6 +46,11 @@ class Evaluation:
     rows: list[dict[str, Any]]
     summary: dict[str, dict[str, dict[str, float]]]
     facts: dict[str, Any]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of :data:`COLUMNS` that there are labels for."""
+        return tuple(next(iter(self.summary.values())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +164,14 @@ def _tabulate(
     for method, curves in predicted.items():
         columns = scores(curves, trial.truth)
         summary[method] = {
-            name: {"mean": float(columns[name].mean()), "sd": float(columns[name].std())}
-            for name in COLUMNS
+            name: {"mean": float(np.nanmean(values)), "sd": float(np.nanstd(values))}
+            for name, values in columns.items()
         }
-        values = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+        values = zip(*(column.tolist() for column in columns.values()), strict=True)
         rows += [
-            {"method": method} | label | dict(zip(COLUMNS, row, strict=True))
+            {"method": method}
+            | label
+            | {name: x for name, x in zip(columns, row, strict=True) if np.isfinite(x)}
             for label, row in zip(labels, values, strict=True)
         ]
     features = trial.corpus.features
@@ -216,11 +224,12 @@ def most_shared_song(
 
 def table(evaluation: Evaluation) -> str:
     """The summary as an aligned table: mean and standard deviation over songs."""
-    titles = [f"{d[0].upper()} {m.upper()}" for d in DIMENSIONS for m in METRICS]
+    there = dimensions_of(evaluation.columns)
+    titles = [f"{d[0].upper()} {m.upper()}" for d in there for m in METRICS]
     width = max(len(method) for method in evaluation.summary) + 2
     lines = ["".ljust(width) + "".join(title.rjust(15) for title in titles)]
     for method, columns in evaluation.summary.items():
-        cells = [f"{columns[c]['mean']:.3f} ± {columns[c]['sd']:.3f}" for c in COLUMNS]
+        cells = [f"{columns[c]['mean']:.3f} ± {columns[c]['sd']:.3f}" for c in columns]
         lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
     return "\n".join(lines)
 
@@ -233,7 +242,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     with replacing(directory / "per_song.csv") as temporary:
         text = io.StringIO()
         writer = csv.DictWriter(
-            text, ["method", "annotator", "support", "song", *COLUMNS], lineterminator="\n"
+            text, ["method", "annotator", "support", "song", *evaluation.columns], lineterminator="\n"
         )
         writer.writeheader()
         names = ("annotator", "support", "song")

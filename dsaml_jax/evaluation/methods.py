@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.curves import labelled_mean
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import DeviceCorpus, gather_windows
@@ -29,9 +30,14 @@ def constant(trial: Trial) -> np.ndarray:
 
 
 def support_mean(trial: Trial) -> np.ndarray:
-    """The mean of what the listener drew for the support songs, everywhere."""
+    """The mean of what the listener drew for the support songs, everywhere.
+
+    In a dimension that they did not draw, the mean of the labels of training.
+    """
     seen = trial.support_truth.reshape(len(trial.song), -1, 2)  # all support steps in a row
-    return np.broadcast_to(np.nanmean(seen, axis=1)[:, None, None], trial.truth.shape)
+    mean = labelled_mean(seen, axis=1)
+    mean = np.where(np.isfinite(mean), mean, trial.constant)
+    return np.broadcast_to(mean[:, None, None], trial.truth.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +77,17 @@ def _calibrate(query: np.ndarray, support: np.ndarray, truth: np.ndarray) -> np.
     Args:
       query: `[tasks, Q, n, 2]`.
       support: `[tasks, n, 2]` predictions for the support songs.
-      truth: `[tasks, n, 2]`, NaN where unknown or not shown to adaptation either.
+      truth: `[tasks, n, 2]`, NaN where unknown or not shown to adaptation either; a dimension without labels is
+        left as it is.
     """
     known = np.isfinite(truth)
     x = np.where(known, support, np.nan)
-    mean_x, mean_y = np.nanmean(x, axis=1), np.nanmean(truth, axis=1)
-    covariance = np.nanmean((x - mean_x[:, None]) * (truth - mean_y[:, None]), axis=1)
-    variance = np.nanmean(np.square(x - mean_x[:, None]), axis=1)
+    mean_x, mean_y = labelled_mean(x, axis=1), labelled_mean(truth, axis=1)
+    covariance = labelled_mean((x - mean_x[:, None]) * (truth - mean_y[:, None]), axis=1)
+    variance = labelled_mean(np.square(x - mean_x[:, None]), axis=1)
     gain = np.divide(covariance, variance, out=np.zeros_like(variance), where=variance > 1e-12)
-    return gain[:, None, None] * (query - mean_x[:, None, None]) + mean_y[:, None, None]
+    fitted = gain[:, None, None] * (query - mean_x[:, None, None]) + mean_y[:, None, None]
+    return np.where(known.any(axis=1)[:, None, None], fitted, query)
 
 
 def adapted(

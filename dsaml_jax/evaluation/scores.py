@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import jax
@@ -15,7 +16,8 @@ DIMENSIONS = ("arousal", "valence")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
 
 Scores = dict[str, np.ndarray]
-"""Column -> the metric of each labelled curve of a trial, `[k]` float64."""
+"""Column -> the metric of each labelled curve of a trial, `[k]` float64: NaN where the curve is not labelled in the
+column's dimension. A dimension that nothing is labelled in has no columns."""
 
 
 @jax.jit
@@ -28,11 +30,11 @@ def _all_scores(prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array
 
 def labelled(truth: np.ndarray) -> np.ndarray:
     """Which curves `[..., n, 2]` have labels: padding and wholly unlabelled ones are no zero errors."""
-    return np.isfinite(truth).any(axis=-2).all(axis=-1)
+    return np.isfinite(truth).any(axis=(-2, -1))
 
 
 def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
-    """Every column, of the labelled curves.
+    """Every column of the labelled dimensions, of the labelled curves.
 
     Args:
       predicted: `[..., n, 2]`.
@@ -44,18 +46,29 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     kept = labelled(truth)
     if not np.isfinite(predicted[kept][np.isfinite(truth[kept])]).all():
         raise ValueError("a prediction is not finite")
-    values = {name: np.asarray(x)[kept] for name, x in _all_scores(predicted, truth).items()}
+    known = np.isfinite(truth[kept]).any(axis=-2)  # [k, 2]
+    values = {
+        name: np.where(known, np.asarray(x)[kept], np.nan).astype(np.float64)
+        for name, x in _all_scores(predicted, truth).items()
+    }
     return {
-        f"{dimension}_{name}": values[name][:, i].astype(np.float64)
+        f"{dimension}_{name}": values[name][:, i]
         for i, dimension in enumerate(DIMENSIONS)
+        if known[:, i].any()
         for name in METRICS
     }
 
 
 def mean_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean of each column over the labelled curves, and `score`: the mean of CCC, PCC and 1 - RMSE."""
-    means = {name: float(values.mean()) for name, values in scores(predicted, truth).items()}
-    return {"score": float(np.mean([good(means, d) for d in DIMENSIONS]))} | means
+    """Mean of each column over its labelled curves, and `score`: the mean of CCC, PCC and 1 - RMSE."""
+    means = {name: float(np.nanmean(values)) for name, values in scores(predicted, truth).items()}
+    return {"score": float(np.mean([good(means, d) for d in dimensions_of(means)]))} | means
+
+
+def dimensions_of(columns: Iterable[str]) -> tuple[str, ...]:
+    """The dimensions that there are columns of."""
+    there = {column.partition("_")[0] for column in columns}
+    return tuple(dimension for dimension in DIMENSIONS if dimension in there)
 
 
 def good(columns: dict[str, float], dimension: str) -> float:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.corpus import (
@@ -149,7 +150,7 @@ def agreed_trial(corpus: Corpus, part: PartName, device: DeviceCorpus | None = N
         device=device or to_device(corpus, corpus.mean, songs),
         song=songs.astype(np.int32),
         truth=_targets(corpus, corpus.song_start[songs], songs, target, shape[0]),
-        constant=np.nanmean(corpus.mean[training], axis=0),
+        constant=labelled_mean(corpus.mean[training]),
         shape=shape,
     )
 
@@ -195,7 +196,7 @@ def listener_trial(
         device=device or to_device(corpus, corpus.mean, part_here.songs),
         song=tasks.query_song,
         truth=_query_targets(corpus, tasks, shape[0]),
-        constant=np.nanmean(corpus.ratings[training], axis=0),
+        constant=labelled_mean(corpus.ratings[training]),
         shape=shape,
         tasks=tasks,
         excluded=len(pool.excluded),

@@ -15,7 +15,7 @@ from dsaml_jax.evaluation.scores import METRICS
 from dsaml_jax.experiment.base import Method, Outcome
 from dsaml_jax.experiment.running import Runner
 from dsaml_jax.experiment.statistics import by_unit
-from dsaml_jax.experiment.tables import all_columns, over_seeds, unit_scores
+from dsaml_jax.experiment.tables import all_columns, over_seeds, unit_of, unit_scores
 from dsaml_jax.report import Picture
 from dsaml_jax.runs import read_metrics, read_status
 
@@ -145,7 +145,7 @@ def _shots(runner: Runner, outcome: Outcome) -> Pictures:
         lines: dict[str, Any] = {}
         steps = sorted({_steps(method) for method in methods_here.values()})
         for name, method in methods_here.items():
-            mean, spread = over_seeds(outcome.judged[name], metric)
+            mean, spread = over_seeds(outcome.judged[name], metric, unit_of(outcome))
             label = f"{method.shots} song{'s' if method.shots > 1 else ''}"
             lines.setdefault(label, []).append((steps.index(_steps(method)), mean, spread))
         drawn = figures.series(

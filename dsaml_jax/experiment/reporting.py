@@ -60,7 +60,7 @@ def _of_protocol(outcome: Outcome) -> list[str]:
     lines = [f"## {'Scores' if unit == 'song' else PROTOCOLS[outcome.protocol]}", ""]
     lines += [to_markdown(scores_table(outcome)), ""]
     spread = f", then mean ± standard deviation over {seeds} seeds of training" if seeds > 1 else ""
-    lines += [f"Mean over curves{spread}.", ""]
+    lines += [f"Mean over {unit}s, each the mean of their curves{spread}.", ""]
     for what, compared in pairs(outcome).items():
         lines += [f"### {what[0].upper()}{what[1:]}", ""]
         lines += [to_markdown(differences_table(outcome, compared)), ""]

@@ -200,7 +200,7 @@ class Runner:
         if path.is_file():
             with np.load(path) as stored:
                 if str(stored["made_of"]) == made_of:
-                    columns = {column: stored[column] for column in COLUMNS}
+                    columns = {column: stored[column] for column in COLUMNS if column in stored}
                     return Judged(trial.labels(), columns, tuple(stored["chosen"].tolist()))
         self.console.say(f"[seed {seed}] judging: {name}")
         chosen = self._choose(method, protocol, model, seed) if method.choices else ()

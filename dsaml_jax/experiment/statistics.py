@@ -50,13 +50,14 @@ def by_unit(units: Sequence[str], values: np.ndarray) -> tuple[list[str], np.nda
 
     Args:
       units: `[k]` whose each value is.
-      values: `[k]`.
+      values: `[k]`, NaN where there is none.
 
     Returns:
-      the units, sorted, and their means.
+      the units that have a value, sorted, and their means.
     """
-    names, place = np.unique(np.asarray(units), return_inverse=True)
-    return names.tolist(), np.bincount(place, values) / np.bincount(place)
+    there = np.isfinite(values)
+    names, place = np.unique(np.asarray(units)[there], return_inverse=True)
+    return names.tolist(), np.bincount(place, values[there]) / np.bincount(place)
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, lower_is_better: bool) -> Difference:

@@ -11,26 +11,31 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.base import plain_cell, replacing
-from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, Scores, better_when
+from data_prep.curves import labelled_mean
+from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of
 from dsaml_jax.experiment.base import Judged, Outcome
 from dsaml_jax.experiment.statistics import Difference, by_unit, paired_difference
 
-COMPARED = METRICS + COLUMNS
-"""Columns of differences: each metric as the mean of arousal and valence, and then each by itself."""
 
 
 def all_columns(scores: Scores) -> Scores:
-    """The columns, and each metric as the mean of arousal and valence."""
+    """Each metric as the mean of arousal and valence (of what the curve is labelled in), and the columns."""
+    there = dimensions_of(scores)
     means = {
-        metric: np.mean([scores[f"{dimension}_{metric}"] for dimension in DIMENSIONS], axis=0)
+        metric: labelled_mean(np.stack([scores[f"{dimension}_{metric}"] for dimension in there]))
         for metric in METRICS
     }
     return means | scores
 
 
-def over_seeds(judged: Sequence[Judged], column: str) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of the mean over curves."""
-    means = [float(all_columns(one.scores)[column].mean()) for one in judged]
+def columns_of(outcome: Outcome) -> tuple[str, ...]:
+    """Columns of the dimensions that there are labels for."""
+    return tuple(next(iter(outcome.judged.values()))[0].scores)
+
+
+def over_seeds(judged: Sequence[Judged], column: str, unit: str) -> tuple[float, float]:
+    """Mean and standard deviation over seeds of the mean over units, each the mean of their curves."""
+    means = [float(np.mean(list(unit_scores([one], column, unit).values()))) for one in judged]
     return float(np.mean(means)), float(np.std(means))
 
 
@@ -86,13 +91,14 @@ class Table:
 
 
 def scores_table(outcome: Outcome) -> Table:
-    """Mean ± sd over seeds of every column."""
-    titles = tuple(f"{d} {m.upper()}" for d in DIMENSIONS for m in METRICS)
+    """Mean ± sd over seeds of every column; a mean is over units, see :func:`unit_of`."""
+    columns, unit = columns_of(outcome), unit_of(outcome)
+    titles = tuple(f"{d} {m.upper()}" for d in dimensions_of(columns) for m in METRICS)
     rows = []
     for method, judged in outcome.judged.items():
         cells = []
-        for column in COLUMNS:
-            mean, spread = over_seeds(judged, column)
+        for column in columns:
+            mean, spread = over_seeds(judged, column, unit)
             cells.append(f"{mean:.3f} ± {spread:.3f}" if len(judged) > 1 else f"{mean:.3f}")
         rows.append((method, *cells))
     return Table(("method", *titles), tuple(rows))
@@ -168,16 +174,16 @@ def write_tables(outcome: Outcome, folder: Path) -> None:
     _write(folder / "table.tex", "\n".join(tables))
     units = ["annotator", "song"] if unit_of(outcome) == "annotator" else ["song"]
     for unit in units:
-        _write(folder / f"per_{unit}.csv", _csv(("method", "seed", unit, *COLUMNS), _per_unit(outcome, unit)))  # fmt: skip
+        _write(folder / f"per_{unit}.csv", _csv(("method", "seed", unit, *columns_of(outcome)), _per_unit(outcome, unit)))  # fmt: skip
 
 
 _CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
 
 
 def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
-    for column in COMPARED:
+    for column in METRICS + columns_of(outcome):
         for method, judged in outcome.judged.items():
-            mean, spread = over_seeds(judged, column)
+            mean, spread = over_seeds(judged, column, unit_of(outcome))
             yield method, column, f"{mean:.6f}", f"{spread:.6f}", "", "", "", "", "", ""
         for compared in pairs(outcome).values():
             for ours, theirs in compared.values():
@@ -189,9 +195,9 @@ def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
 def _per_unit(outcome: Outcome, unit: str) -> Iterable[tuple[object, ...]]:
     for method, judged in outcome.judged.items():
         for seed, one in enumerate(judged):
-            columns = {column: unit_scores([one], column, unit) for column in COLUMNS}
-            for name in columns[COLUMNS[0]]:
-                values = (f"{columns[column][name]:.6f}" for column in COLUMNS)
+            columns = {column: unit_scores([one], column, unit) for column in columns_of(outcome)}
+            for name in sorted({name for values in columns.values() for name in values}):
+                values = (f"{x[name]:.6f}" if name in x else "" for x in columns.values())
                 yield method, seed, plain_cell(name), *values
 
 

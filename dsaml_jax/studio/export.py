@@ -75,7 +75,7 @@ Drawn = dict[StudioSong, list[tuple[Participant, np.ndarray]]]
 def _points(drawn: Drawn) -> Iterable[tuple[object, ...]]:
     for song, curves in drawn.items():
         for who, labels in curves:
-            for step in np.flatnonzero(np.isfinite(labels).all(axis=1)):
+            for step in np.flatnonzero(np.isfinite(labels).any(axis=1)):
                 yield song.number, listener_id(who), step / STEPS_PER_SECOND, *_numbers(labels[step])  # fmt: skip
 
 
@@ -89,12 +89,14 @@ def _deam_tables(drawn: Drawn) -> dict[str, str]:
         # As long as the song, or shorter where nobody drew its end: DEAM has no empty last columns.
         longest = max(len(labels) for _, labels in curves)
         stack = np.stack([fit(labels, longest)[skipped:] for _, labels in curves])
-        complete = np.isfinite(stack).all(axis=2)
-        if not complete.any():
+        known = np.isfinite(stack).any(axis=2)
+        if not known.any():
             continue
-        steps = int(np.flatnonzero(complete.any(axis=0))[-1]) + 1
+        steps = int(np.flatnonzero(known.any(axis=0))[-1]) + 1
         most = max(most, steps)
         for column, dimension in enumerate(_DIMENSIONS):
+            if not np.isfinite(stack[..., column]).any():
+                continue
             rows = [
                 [listener_id(who), *_numbers(curve)]
                 for (who, _), curve in zip(curves, stack[:, :steps, column], strict=True)

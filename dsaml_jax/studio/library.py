@@ -17,7 +17,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from data_prep.analysis import Embed, SongAnalysis, SongFeatures, analyse, finish
 from data_prep.audio import AUDIO_SUFFIXES, load_audio, open_sound, sound_files
-from data_prep.base import WINDOW_STEPS, DataError, printable, replacing
+from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.features import FeatureConfig
 from data_prep.reading import id_order
 from dsaml_jax.base import STEPS_PER_SECOND
@@ -33,7 +33,6 @@ MOST_UPLOAD_BYTES = 60_000_000
 DECODED_GB = "1"
 """Sound that is larger when decoded is refused (a file of a megabyte may hold more), see :mod:`data_prep.audio`."""
 
-_LEAST_SECONDS = WINDOW_STEPS / STEPS_PER_SECOND
 
 MEDIA_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".opus": "audio/ogg"}  # fmt: skip
 """What browsers play; the rest they get as WAV."""
@@ -240,9 +239,9 @@ def _inspect(path: Path) -> tuple[str, float]:
     """Digest of a file's bytes, and its length in seconds."""
     with open_sound(path) as sound:
         seconds = sound.frames / sound.samplerate
-    if not _LEAST_SECONDS <= seconds <= LONGEST_SECONDS:
+    if not MIN_SECONDS <= seconds <= LONGEST_SECONDS:
         raise DataError(
-            f"{path}: {seconds:.1f} s; songs of {_LEAST_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"
+            f"{path}: {seconds:.1f} s; songs of {MIN_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"
         )
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32], seconds

@@ -167,10 +167,10 @@ class Modelling:
           DataError: too little is drawn.
         """
         labels = self.labels(who, song)
-        drawn = 0 if labels is None else int(np.isfinite(labels).all(axis=1).sum())
+        drawn = 0 if labels is None else int(np.isfinite(labels).any(axis=1).sum())
         if labels is None or drawn < MIN_LABELLED_STEPS:
             raise DataError(
-                f"{drawn / STEPS_PER_SECOND:g} s of arousal and valence are annotated; at least "
+                f"{drawn / STEPS_PER_SECOND:g} s of arousal or valence are annotated; at least "
                 f"{MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
             )
         number = self._store.add_adaptation(who, song.number)
