@@ -17,9 +17,7 @@ _ROUNDING = 1e-6
 
 FLAT_LEVEL = 0.01
 FLAT_STEPS = 60
-FLAT_REASON = (
-    f"ratings hardly move (mean absolute deviation under {FLAT_LEVEL} over 30 s) in all that they have; left out"
-)
+FLAT_REASON = f"ratings hardly move (mean absolute deviation under {FLAT_LEVEL} over 30 s) in all that they have; left out"
 
 Flat = Literal["keep", "drop"]
 """What becomes of a trace that hardly moves. `drop` is the published rule, in each dimension by itself."""

@@ -83,9 +83,7 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
         url="",
         scale="annotated in [-1, 1], unchanged",
     )
-    return AnnotatedCorpus(
-        name, tuple(songs), provenance, dict(dropped), flat=rule.counted()
-    )
+    return AnnotatedCorpus(name, tuple(songs), provenance, dict(dropped), flat=rule.counted())
 
 
 def corpus_name(root: Path) -> str:

@@ -163,9 +163,7 @@ def check(
         if progress:
             progress(done, len(with_sound))
     missing = tuple(song.song_id for song in chosen if song.audio is None)
-    return Checked(
-        tuple(songs), digests, missing, tuple(damaged), tuple(short), tuple(early)
-    )
+    return Checked(tuple(songs), digests, missing, tuple(damaged), tuple(short), tuple(early))
 
 
 @dataclasses.dataclass(frozen=True)

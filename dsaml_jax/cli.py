@@ -238,6 +238,7 @@ def _add_train(add: Add) -> None:
     _add_stream_above(train)
     train.add_argument("--task", choices=("pdmer", "dmer"),
                        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")  # fmt: skip
+    _add_folds(train)
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--preset", choices=("reference", "default", "tiny"), default="default",
@@ -258,7 +259,8 @@ def _add_evaluate(add: Add) -> None:
     evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
     evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
-                          help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on 30 s of the same song")  # fmt: skip
+                          help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
+    _add_folds(evaluate)
     _add_stream_above(evaluate)
     evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")  # fmt: skip
 
@@ -334,14 +336,17 @@ def _add_experiment(add: Add) -> None:
                      "Start it again to go on; models and scores that are there are used again, also by other\n"
                      "experiments with the same --out.", goes_on=True)  # fmt: skip
     experiment.add_argument("name", choices=tuple(EXPERIMENTS), help="see experiments/README.md")
-    experiment.add_argument("--dataset", choices=("synthetic", "deam", "pmemo"), default="synthetic",
-                            help="synthetic: made here (default)\ndeam, pmemo: prepared by 'dsaml prepare', see --data")  # fmt: skip
-    experiment.add_argument("--data", type=Path, help="folder of prepared data (synthetic: default OUT/data)")  # fmt: skip
+    experiment.add_argument("--data", type=Path, help="folder of prepared data, of any corpus (default: a synthetic one is made in OUT/data)")  # fmt: skip
+    experiment.add_argument("--dataset", help="name that the corpus must have; synthetic: may be made here")  # fmt: skip
+    experiment.add_argument("--folds", type=int, metavar="K",
+                            help="run K folds over people and songs and judge them together; 0: the corpus's own split\n"
+                                 "(default: its own split, or 5 folds where that leaves nobody to be judged)")  # fmt: skip
     experiment.add_argument("--out", type=Path, required=True, help="folder for models, tables and figures")  # fmt: skip
     experiment.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 of training (default: the scale's)")  # fmt: skip
     size = experiment.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the smallest that runs: to try it, the numbers mean nothing")  # fmt: skip
-    size.add_argument("--full", action="store_true", help="the published size, for an accelerator (default for deam and pmemo)")  # fmt: skip
+    size.add_argument("--standard", action="store_true", help="what two cores manage, for --features tiny (default without --data)")  # fmt: skip
+    size.add_argument("--full", action="store_true", help="the published size, for an accelerator (default with --data)")  # fmt: skip
     experiment.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                             help="a setting of every model, as for 'dsaml train'")  # fmt: skip
 
@@ -370,6 +375,14 @@ def _add_stream_above(command: argparse.ArgumentParser) -> None:
         default=STREAM_ABOVE_GB,
         help="features larger than this stay on disk and are streamed (default: %(default)g)",
     )
+
+
+def _add_folds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--folds", type=int, metavar="K",
+                         help="deal people and songs into K parts by a hash of their ids, and hold one part out\n"
+                              "(default: the corpus's own split)")  # fmt: skip
+    command.add_argument("--song-folds", type=int, metavar="K", help="parts of the songs, where not as many as of the people")  # fmt: skip
+    command.add_argument("--fold", type=int, metavar="F", help="which part is held out, from 0 (default: 0)")  # fmt: skip
 
 
 def _positive(text: str) -> int:

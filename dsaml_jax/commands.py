@@ -14,9 +14,12 @@ from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from data_prep.base import AnnotatedCorpus
+    from data_prep.curves import Flat
     from data_prep.features import FeatureConfig
     from data_prep.shards import Corpus
     from data_prep.writing import Engine
+    from dsaml_jax.config import TrainingConfig
+    from dsaml_jax.corpus import Fold
     from dsaml_jax.experiment import Scale
     from dsaml_jax.progress import Console
 
@@ -73,7 +76,9 @@ def prepare_command(options: argparse.Namespace) -> None:
             everything = (options.out or Path()) / LEFT_OUT_FILE
             with replacing(everything) as temporary:
                 temporary.write_text(
-                    "\n".join([*checked.all_lines(), ""]), encoding="utf-8", errors="backslashreplace"
+                    "\n".join([*checked.all_lines(), ""]),
+                    encoding="utf-8",
+                    errors="backslashreplace",
                 )
             console.say(f"each of them: {everything}")
         if checked.lines():
@@ -112,9 +117,11 @@ def _few(messages: Sequence[str], most: int = 10) -> list[str]:
 
 
 def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
-    flat = options.flat or "keep"
+    flat: Flat = options.flat or "keep"
     if options.audio_start is not None and options.corpus not in ("deam", "pmemo"):
-        raise UsageError("--audio-start is for deam and pmemo: elsewhere times count from the file's start")
+        raise UsageError(
+            "--audio-start is for deam and pmemo: elsewhere times count from the file's start"
+        )
     if options.flat is not None and options.corpus == "pmemo":
         raise UsageError("--flat is for corpora with single raters; pmemo has their mean alone")
     if options.corpus == "deam":
@@ -200,7 +207,8 @@ def train_command(options: argparse.Namespace) -> None:
     from dsaml_jax.training import train
 
     settings = [f"training.{key}={value}" for key, value in
-                (("task", options.task), ("steps", options.steps), ("seed", options.seed))
+                (("task", options.task), ("steps", options.steps), ("seed", options.seed),
+                 ("folds", options.folds), ("song_folds", options.song_folds), ("fold", options.fold))
                 if value is not None]  # fmt: skip
     config = with_settings(preset(options.preset), settings + options.set)
     _join_processes(options)
@@ -237,8 +245,10 @@ def evaluate_command(options: argparse.Namespace) -> None:
 
     console = Console(options.quiet)
     dmer = load_model(options.dmer) if options.dmer else None
+    run = load_model(options.workdir)
+    _require_asked_fold(options, run.info.config.training)
     evaluation, _ = evaluate(
-        load_model(options.workdir),
+        run,
         read_corpus(options.data, stream_above_gb=options.stream_above),
         protocol=options.protocol,
         dmer=dmer,
@@ -248,11 +258,23 @@ def evaluate_command(options: argparse.Namespace) -> None:
     facts = evaluation.facts
     console.say(
         f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
-        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs: mean ± sd over curves"
+        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs, {facts['held_out']}: "
+        f"mean ± sd over {'people' if evaluation.task == 'pdmer' else 'songs'}"
     )
     console.say(table(evaluation))
     console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
     write_run_report(options.workdir)
+
+
+def _require_asked_fold(options: argparse.Namespace, training: TrainingConfig) -> None:
+    """A run is judged on the fold that it was trained for; naming another is a mistake."""
+    for name in ("folds", "song_folds", "fold"):
+        asked = getattr(options, name)
+        if asked is not None and asked != getattr(training, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {asked}: the run was trained with {getattr(training, name)}; "
+                "who is held out is the run's to say"
+            )
 
 
 def experiment_command(options: argparse.Namespace) -> None:
@@ -266,7 +288,8 @@ def experiment_command(options: argparse.Namespace) -> None:
 
     console = Console(options.quiet)
     scale = QUICK if options.quick else STANDARD
-    if options.full or (options.dataset != "synthetic" and not options.quick):
+    made_here = options.data is None and options.dataset in (None, "synthetic")
+    if options.full or not (options.quick or options.standard or made_here):
         scale = FULL
     corpus = _corpus_of_experiment(options, scale, console)
     experiment: Experiment = importlib.import_module(
@@ -275,17 +298,47 @@ def experiment_command(options: argparse.Namespace) -> None:
     runner = Runner(
         options.name, experiment, scale, corpus, options.out,
         seeds=options.seeds or scale.seeds, settings=tuple(options.set), console=console,
+        folds=_folds_of_experiment(options, experiment.task, corpus),
     )  # fmt: skip
+    for line in runner.judging():
+        console.say(line)
     runner.train_all()
     outcomes = [runner.judge_all(protocol) for protocol in experiment.protocols]
-    words = ["dsaml", "experiment", options.name, "--dataset", options.dataset]
+    words = ["dsaml", "experiment", options.name, *([] if made_here else ["--data", "DATA"])]
     words += ["--seeds", str(runner.seeds), "--out", "OUT"]
-    words += [word for word, given in (("--quick", options.quick), ("--full", options.full)) if given]  # fmt: skip
+    sizes = (("--quick", options.quick), ("--standard", options.standard), ("--full", options.full))
+    words += [word for word, given in sizes if given]
+    words += [] if options.folds is None else ["--folds", str(options.folds)]
     words += [f"--set={setting}" for setting in options.set]
     page = write_outcomes(runner, outcomes, shlex.join(words))
     console.say(
         f"written: {page}, with figures, tables in CSV and LaTeX, and the scores behind them"
     )
+
+
+def _folds_of_experiment(
+    options: argparse.Namespace, task: str, corpus: Corpus
+) -> tuple[Fold, ...]:
+    """The corpus's own split where that can be judged and nothing else is asked for; else folds."""
+    from dsaml_jax.corpus import OWN_SPLIT, Fold
+    from dsaml_jax.evaluation import agreed_judging, listener_judging
+
+    if options.folds is None:
+        judge = agreed_judging if task == "dmer" else listener_judging
+        try:
+            judge(corpus, "validation")
+            judge(corpus, "test")
+        except UsageError:
+            if task == "dmer" or not len(corpus.rating_song):
+                raise
+            return tuple(Fold(FOLDS, 0, fold) for fold in range(FOLDS))
+    if not options.folds:
+        return (OWN_SPLIT,)
+    return tuple(Fold(options.folds, 0, fold) for fold in range(options.folds))
+
+
+FOLDS = 5
+"""Of an experiment on people whom the corpus's own split leaves nothing to be judged by."""
 
 
 def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Console) -> Corpus:
@@ -297,7 +350,7 @@ def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Co
     from data_prep.synthetic import write_corpus
     from data_prep.synthetic.corpus import PROVENANCE
 
-    if options.data is None and options.dataset != "synthetic":
+    if options.data is None and options.dataset not in (None, "synthetic"):
         raise UsageError(
             f"--data is the folder that 'dsaml prepare {options.dataset} --root ... --out DATA' has written"
         )
@@ -315,7 +368,7 @@ def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Co
         annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
         prepare(annotated, data, TINY, display=console.counter)
     corpus = read_corpus(data)
-    if corpus.name != options.dataset:
+    if options.dataset is not None and corpus.name != options.dataset:
         raise UsageError(f"{data} holds {corpus.name}, not {options.dataset}")
     return corpus
 

@@ -138,6 +138,7 @@ class TrainingConfig:
       validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
       validation_tasks: at most so many tasks in a validation of PDMER.
       init_from: work directory of a run to start from (its best checkpoint); empty for none.
+      folds, song_folds, fold: who is held out, see :class:`dsaml_jax.corpus.Fold`; 0 folds: the corpus's own split.
     """
 
     task: Literal["dmer", "pdmer"] = "pdmer"
@@ -152,6 +153,9 @@ class TrainingConfig:
     validate_every: int = 100
     validation_tasks: int = 32
     init_from: str = ""
+    folds: int = 0
+    song_folds: int = 0
+    fold: int = 0
 
     def __post_init__(self) -> None:
         _check_choices(self, "training")
@@ -174,6 +178,14 @@ class TrainingConfig:
         _check_rate("training.learning_rate", self.learning_rate)
         if self.clip_norm:
             _check_rate("training.clip_norm", self.clip_norm)
+        if min(self.folds, self.song_folds, self.fold) < 0 or (
+            self.fold and self.fold >= self.folds
+        ):
+            raise UsageError(
+                f"training.fold {self.fold} does not exist: {self.folds} folds are 0 to {self.folds - 1}"
+                if self.folds
+                else "training.fold needs training.folds, the number of folds"
+            )
         if not 0 <= self.seed < 2**32:
             raise UsageError("training.seed must be in [0, 2^32)")
 

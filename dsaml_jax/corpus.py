@@ -16,16 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.base import SPLITS, deal
+from data_prep.base import SPLITS, deal, shuffled
 from data_prep.curves import mean_curve
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus, read_features
 from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
+from dsaml_jax.config import TrainingConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.tasks import TaskPool, make_pool
 
 ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""
+
+VALIDATION_SONGS = 0.1
+"""Share of a fold's other songs that is for validation."""
 
 
 def identity(corpus: Corpus) -> str:
@@ -56,12 +60,43 @@ def require_same_corpus(trained_on: str, corpus: Corpus, whose: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fold:
+    """Who is held out: by the corpus's own split, or as one of several folds over people and songs.
+
+    Attributes:
+      folds: K: annotators, and songs, are dealt into so many parts by a hash of their ids. 0: the corpus's own split.
+      song_folds: where songs are dealt into another number of parts; 0: as many. Person part f meets song part
+        f modulo this number.
+      fold: f: which part is the test.
+    """
+
+    folds: int = 0
+    song_folds: int = 0
+    fold: int = 0
+
+    def __str__(self) -> str:
+        if not self.folds:
+            return "the corpus's own split"
+        songs = f" (songs in {self.song_folds})" if self.song_folds else ""
+        return f"fold {self.fold} of {self.folds}{songs}"
+
+
+OWN_SPLIT = Fold()
+
+
+def fold_of(config: TrainingConfig) -> Fold:
+    """That of a run."""
+    return Fold(config.folds, config.song_folds, config.fold)
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """One of training, validation and test.
 
     Attributes:
       songs: indices of its songs.
       ratings: indices of the ratings *of its annotators* for its songs: the `clean` protocol.
+      support: indices of the ratings of its annotators that may be adapted to.
       all_ratings: indices of everybody's ratings for its songs: the `reference` protocol.
       consensus: indices of the ratings that may decide what these songs' mean curve is: those of
         nobody who is held out for a later part.
@@ -69,35 +104,80 @@ class Part:
 
     songs: np.ndarray
     ratings: np.ndarray
+    support: np.ndarray
     all_ratings: np.ndarray
     consensus: np.ndarray
 
 
-def held_out(corpus: Corpus) -> dict[str, Part]:
-    """Deals songs by the corpus's own splits, and annotators by a fixed shuffle of their ids.
+def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
+    """Deals songs and annotators to training, validation and test.
 
     A person is in one part only. In the test part both the songs and the annotators are unseen in
-    training. Nothing but the corpus decides who is held out, so that runs of any seed can start from
-    each other and be compared.
+    training. Nothing but the corpus and the fold decides who is held out, so that runs of any seed can
+    start from each other and be compared.
+
+    By the corpus's own split a person adapts to songs of their part. In a fold, where few people have
+    few songs, they adapt to any song but those of a later part: others' training may have seen the song,
+    the person is unseen all the same.
+
+    Args:
+      corpus: whose.
+      fold: the corpus's own split, where annotators are dealt by a fixed shuffle of their ids; or a fold.
 
     Returns:
       `train`, `validation`, `test`.
+
+    Raises:
+      UsageError: a fold that does not exist, or more folds than people or songs.
     """
-    validation, test = ANNOTATOR_SHARES
-    people = deal(corpus.annotator_ids, validation=validation, test=test)
-    person_split = np.array([people[name] for name in corpus.annotator_ids], dtype="<U10")
+    song_split, person_split = _splits(corpus, fold)
     parts: dict[str, Part] = {}
     for number, split in enumerate(SPLITS):
-        of_song = (corpus.split == split)[corpus.rating_song]
+        of_song = (song_split == split)[corpus.rating_song]
         of_person = (person_split == split)[corpus.rating_annotator] if len(of_song) else of_song
         of_later = np.isin(person_split, SPLITS[number + 1 :])[corpus.rating_annotator]
+        later_song = np.isin(song_split, SPLITS[number + 1 :])[corpus.rating_song]
         parts[split] = Part(
-            songs=np.flatnonzero(corpus.split == split),
+            songs=np.flatnonzero(song_split == split),
             ratings=np.flatnonzero(of_song & of_person),
+            support=np.flatnonzero(of_person & (~later_song if fold.folds else of_song)),
             all_ratings=np.flatnonzero(of_song),
             consensus=np.flatnonzero(of_song & ~of_later),
         )
     return parts
+
+
+def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
+    """The part of every song `[N]` and of every annotator `[A]`."""
+    validation, test = ANNOTATOR_SHARES
+    if not fold.folds:
+        people = deal(corpus.annotator_ids, validation=validation, test=test)
+        return corpus.split, np.array([people[x] for x in corpus.annotator_ids], dtype="<U10")
+    song_folds = fold.song_folds or fold.folds
+    if not 0 <= fold.fold < fold.folds:
+        raise UsageError(
+            f"fold {fold.fold} does not exist: {fold.folds} folds are 0 to {fold.folds - 1}"
+        )
+    if corpus.annotator_ids and fold.folds > len(corpus.annotator_ids):
+        raise UsageError(
+            f"{fold.folds} folds are more than the {len(corpus.annotator_ids)} annotators of {corpus.name}"
+        )
+    if song_folds > len(corpus.song_ids) or min(fold.folds, song_folds) < 2:
+        raise UsageError(
+            f"{fold.folds} folds of people and {song_folds} of songs: 2 to the number of either "
+            f"({len(corpus.song_ids)} songs)"
+        )
+
+    def dealt(ids: tuple[str, ...], count: int, share: float) -> np.ndarray:
+        ordered, place = shuffled(ids), fold.fold % count
+        cut = slice(place * len(ordered) // count, (place + 1) * len(ordered) // count)
+        tested = ordered[cut]
+        rest = deal(ordered[: cut.start] + ordered[cut.stop :], validation=share, test=0.0)
+        parts = rest | dict.fromkeys(tested, "test")
+        return np.array([parts[name] for name in ids], dtype="<U10")
+
+    songs = dealt(corpus.song_ids, song_folds, VALIDATION_SONGS)
+    return songs, dealt(corpus.annotator_ids, fold.folds, validation)
 
 
 @flax.struct.dataclass
@@ -258,12 +338,3 @@ def gather_windows(
         present=present,
         labelled=labelled[..., None] & finite,
     )
-
-
-def require_annotators(part: Part, name: str) -> None:
-    """Raises UsageError where a part has no ratings to make tasks from."""
-    if not len(part.ratings):
-        raise UsageError(
-            f"the {name} part has no ratings by single annotators, which PDMER needs; "
-            "train with --task dmer, or prepare a corpus with annotations per rater"
-        )

@@ -71,9 +71,7 @@ def song_curve(
     curves = jnp.stack([out.arousal, out.valence], axis=-1)  # [w, T, 2]
 
     offset = jnp.arange(length)[:, None] - window_start[None]  # [n, w]
-    usable = (
-        (offset >= 0) & (offset < window) & (jnp.arange(len(window_start)) < windows)[None]
-    )
+    usable = (offset >= 0) & (offset < window) & (jnp.arange(len(window_start)) < windows)[None]
     from_middle = jnp.abs(2 * offset - (window - 1))
     best = jnp.argmin(jnp.where(usable, from_middle, 2**30), axis=1)  # [n]
     at = jnp.clip(jnp.take_along_axis(offset, best[:, None], 1)[:, 0], 0, window - 1)

@@ -105,7 +105,7 @@ def diagonal_attention_loss(
 
 
 def squared_error(
-    out: ModelOutput, arousal: jax.Array, valence: jax.Array, mask: jax.Array
+    out: ModelOutput, arousal: jax.Array, valence: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
     """Mean squared error over the counted steps of each dimension, arousal and valence summed.
 
@@ -117,7 +117,7 @@ def squared_error(
       out: the model's output.
       arousal: `[B, T]` labels.
       valence: `[B, T]` labels.
-      mask: `[B, T, 2]` bool, or `[B, T]` for both.
+      mask: `[B, T, 2]` bool, or `[B, T]` for both; None counts all.
     """
     chex.assert_equal_shape([out.arousal, arousal, valence])
     total = jnp.zeros((), out.arousal.dtype)

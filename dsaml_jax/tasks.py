@@ -8,6 +8,7 @@ and the version of numpy's distributions do not matter.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -38,6 +39,15 @@ class TaskPool:
     windows: np.ndarray
     window_counts: np.ndarray
     excluded: np.ndarray
+
+    def only(self, kept: np.ndarray) -> TaskPool:
+        """The same with some of the people: `kept` is `[A]` bool."""
+        return dataclasses.replace(
+            self,
+            annotators=self.annotators[kept],
+            ratings=self.ratings[kept],
+            counts=self.counts[kept],
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,33 +217,41 @@ def evaluation_tasks(
     supports: int,
     support_songs: int = 1,
     most: int | None = None,
+    others: Mapping[int, np.ndarray] | None = None,
 ) -> TaskBatch:
     """For every annotator, `supports` tasks that each adapt on other songs of theirs.
 
-    The query is all the songs that are not the support. Of a long support song up to
+    The query is all the songs of the pool that are not the support. Of a long support song up to
     :data:`SUPPORT_WINDOWS` windows are used, evenly spread.
 
     Args:
-      pool: who; everyone has more than `support_songs` songs.
+      pool: who; everyone has more than `support_songs` songs, with those of `others`.
       supports: tasks per annotator, as far as they have songs. Which songs those are is fixed, so
         that every run is judged on the same tasks.
       support_songs: `S`.
       most: cap on the tasks in all, evenly spread.
+      others: annotator -> ratings that may be adapted to but are not asked about; they are taken first.
     """
     keys = uniform_stream(0, 2**31).random(pool.ratings.shape)
     keys[pool.ratings < 0] = 2.0
     shuffled = np.take_along_axis(pool.ratings, np.argsort(keys, axis=1, kind="stable"), 1)
-    chosen = [
-        (person, np.roll(shuffled[person, : pool.counts[person]], -i))
-        for person in range(len(pool.annotators))
-        for i in range(min(supports, pool.counts[person]))
-    ]
+    chosen: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for person, annotator in enumerate(pool.annotators.tolist()):
+        asked = shuffled[person, : pool.counts[person]]
+        first = np.zeros(0, np.int32) if others is None else others.get(annotator, asked[:0])
+        line = np.concatenate([first, asked])
+        for i in range(min(supports, len(line))):
+            rolled = np.roll(line, -i)
+            support, rest = rolled[:support_songs], rolled[support_songs:]
+            query = rest[np.isin(rest, asked)]
+            if len(query):
+                chosen.append((person, support, query))
     if most is not None and len(chosen) > most:
         chosen = [chosen[i] for i in np.linspace(0, len(chosen) - 1, most).round().astype(int)]
-    width = max(len(mine) for _, mine in chosen) - support_songs
-    who = np.array([person for person, _ in chosen])
-    support = np.stack([mine[:support_songs] for _, mine in chosen])
-    query = np.concatenate([_padded(mine[None, support_songs:], width) for _, mine in chosen])
+    width = max(len(query) for *_, query in chosen)
+    who = np.array([person for person, *_ in chosen])
+    support = np.stack([support for _, support, _ in chosen])
+    query = np.concatenate([_padded(query[None], width) for *_, query in chosen])
     batch = _batch(pool, pool.annotators[who], support, query, draw=None)
     return _with_all_support_windows(pool, batch)
 

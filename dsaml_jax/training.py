@@ -30,16 +30,22 @@ from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
     consensus_target,
+    fold_of,
     held_out,
     identity,
     pool_of,
-    require_annotators,
     require_same_corpus,
     to_device,
 )
 from dsaml_jax.devices import Devices, is_first, largest, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
-from dsaml_jax.evaluation import agreed_trial, listener_trial, mean_scores
+from dsaml_jax.evaluation import (
+    agreed_judging,
+    agreed_trial,
+    listener_judging,
+    listener_trial,
+    mean_scores,
+)
 from dsaml_jax.evaluation.methods import adapted, curves_of_songs
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
@@ -85,8 +91,11 @@ def train(
     config = fit_config(config, corpus)
     info = RunInfo(config, corpus.features, identity(corpus))
     _require_ours(workdir, info)
-    parts = held_out(corpus)
+    fold = fold_of(config.training)
+    parts = held_out(corpus, fold)
     _require_songs(parts)
+    for said in judging_lines(corpus, config):
+        console.say(said)
     target = consensus_target(corpus, parts["train"])
     model = DSAML(config.model)
     optimizer = make_optimizer(config.training)
@@ -98,7 +107,8 @@ def train(
         if meta_task
         else make_dmer_step(model, optimizer, devices.everywhere)
     )
-    device = devices.replicate(to_device(corpus, target, parts["validation"].songs))
+    needed = np.union1d(parts["validation"].songs, corpus.rating_song[parts["validation"].support])
+    device = devices.replicate(to_device(corpus, target, needed))
     validate = _make_validation(model, config, corpus, device)
     draw = drawing(config, pool, corpus, parts["train"], target)
     fresh = not any((workdir / folder).is_dir() for folder in (CHECKPOINTS, INTERRUPTED))
@@ -224,6 +234,23 @@ def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
     return dataclasses.replace(config, model=model, training=training)
 
 
+def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
+    """What will be judged of a run, in validation and afterwards: said before the work.
+
+    Raises:
+      UsageError: nothing can be judged, and the mend.
+    """
+    fold, shots = fold_of(config.training), config.meta.support_songs
+    lines = []
+    for part in ("validation", "test"):
+        if config.training.task == "dmer":
+            judging = agreed_judging(corpus, part, fold=fold)
+        else:
+            judging, _ = listener_judging(corpus, part, shots=shots, fold=fold)
+        lines += judging.lines()
+    return lines
+
+
 def _require_ours(workdir: Path, info: RunInfo) -> None:
     """Refuses a work directory that belongs to something else."""
     if workdir.exists() and not workdir.is_dir():
@@ -263,7 +290,6 @@ def _require_songs(parts: dict[str, Part]) -> None:
 
 
 def _pool(corpus: Corpus, part: Part, config: RunConfig, console: Console) -> TaskPool:
-    require_annotators(part, "training")
     pool = pool_of(corpus, part.ratings, min_songs=config.meta.min_songs)
     if len(pool.excluded):
         console.say(
@@ -296,6 +322,12 @@ def _initial_state(
                 f"the data has {corpus.features.name}"
             )
         require_same_corpus(source.info.data, corpus, config.training.init_from)
+        theirs, ours = fold_of(source.info.config.training), fold_of(config.training)
+        if source.info.data == identity(corpus) and theirs != ours:
+            raise UsageError(
+                f"{config.training.init_from} was trained by {theirs}, this run is {ours}: "
+                "who is held out here may have been seen there"
+            )
     else:
         variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
             key
@@ -403,16 +435,20 @@ def _make_validation(
     model: DSAML, config: RunConfig, corpus: Corpus, device: DeviceCorpus
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
     """A function from variables to mean scores on the validation part, in eval mode."""
+    fold = fold_of(config.training)
     if config.training.task == "dmer":
-        agreed = agreed_trial(corpus, "validation", device)
+        agreed = agreed_trial(corpus, "validation", device, fold=fold)
         return lambda variables: mean_scores(
             curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
         )
     trial = listener_trial(
         corpus, "validation", shots=config.meta.support_songs, supports=4,
-        most=config.training.validation_tasks, device=device,
+        most=config.training.validation_tasks, device=device, fold=fold,
     )  # fmt: skip
-    return lambda variables: mean_scores(adapted(trial, model, config.meta, variables), trial.truth)
+    people = trial.units()
+    return lambda variables: mean_scores(
+        adapted(trial, model, config.meta, variables), trial.truth, people
+    )
 
 
 def _rows(pending: list[Mapping[str, Any]]) -> Rows:

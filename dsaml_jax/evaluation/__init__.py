@@ -18,19 +18,30 @@ from dsaml_jax.evaluation.evaluate import (
     write_evaluation,
 )
 from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, dimensions_of, mean_scores
-from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
+from dsaml_jax.evaluation.trials import (
+    Judging,
+    Protocol,
+    Trial,
+    agreed_judging,
+    agreed_trial,
+    listener_judging,
+    listener_trial,
+)
 
 __all__ = [
     "COLUMNS",
     "DIMENSIONS",
     "METRICS",
     "Evaluation",
+    "Judging",
     "ListenerCurves",
     "Protocol",
     "Trial",
+    "agreed_judging",
     "agreed_trial",
     "dimensions_of",
     "evaluate",
+    "listener_judging",
     "listener_trial",
     "mean_scores",
     "table",

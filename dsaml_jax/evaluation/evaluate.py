@@ -14,7 +14,7 @@ import numpy as np
 from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel
-from dsaml_jax.corpus import require_same_corpus
+from dsaml_jax.corpus import fold_of, require_same_corpus
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.methods import (
     adapted,
@@ -23,7 +23,7 @@ from dsaml_jax.evaluation.methods import (
     curves_of_songs,
     support_mean,
 )
-from dsaml_jax.evaluation.scores import METRICS, dimensions_of, scores
+from dsaml_jax.evaluation.scores import METRICS, dimensions_of, scores, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
 
@@ -37,7 +37,8 @@ class Evaluation:
       task: `dmer` or `pdmer`.
       rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns of the dimensions
         that the curve is labelled in.
-      summary: method -> column -> `{"mean", "sd"}` over songs.
+      summary: method -> column -> `{"mean", "sd"}` over annotators, each by the mean of their curves, so that nobody
+        counts for having more songs; of DMER over songs.
       facts: what was evaluated on what.
     """
 
@@ -96,10 +97,14 @@ def evaluate(
     for model in (run, dmer):
         if model is not None:
             require_fitting_data(model, corpus)
+    if dmer is not None and dmer.info.data == run.info.data:
+        mine, its = (fold_of(model.info.config.training) for model in (run, dmer))
+        if mine != its:
+            raise UsageError(f"the run is of {mine}, the DMER run of {its}; take one of the same")
     if run.info.config.training.task == "dmer":
         if protocol != "clean":
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
-        trial = agreed_trial(corpus, "test")
+        trial = agreed_trial(corpus, "test", fold=fold_of(run.info.config.training))
         predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
         facts = {"songs": len(trial.songs), "checkpoint_step": run.step}
         return _tabulate("clean", "dmer", trial, predicted, facts), None
@@ -127,7 +132,15 @@ def _evaluate_pdmer(
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config.meta
-    trial = listener_trial(corpus, "test", protocol=protocol, shots=config.support_songs)
+    trial = listener_trial(
+        corpus,
+        "test",
+        protocol=protocol,
+        shots=config.support_songs,
+        fold=fold_of(run.info.config.training),
+    )
+    for line in trial.judging.lines():
+        console.say(line)
     tasks = trial.listeners
 
     def after_adapting(loaded: LoadedModel) -> np.ndarray:
@@ -148,7 +161,7 @@ def _evaluate_pdmer(
         "tasks": len(tasks.annotator),
         "inner_steps": config.steps,
         "checkpoint_step": run.step,
-        "annotators_left_out": trial.excluded,
+        "annotators_left_out": sum(trial.judging.left_out.values()),
     }
     evaluation = _tabulate(protocol, "pdmer", trial, predicted, facts)
     shown = most_shared_song(trial, predicted["MAML unadapted"], predicted["MAML adapted"])
@@ -159,14 +172,12 @@ def _tabulate(
     protocol: str, task: str, trial: Trial, predicted: dict[str, np.ndarray], facts: dict[str, Any]
 ) -> Evaluation:
     labels = trial.labels()
+    units = trial.units()
     rows: list[dict[str, Any]] = []
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for method, curves in predicted.items():
         columns = scores(curves, trial.truth)
-        summary[method] = {
-            name: {"mean": float(np.nanmean(values)), "sd": float(np.nanstd(values))}
-            for name, values in columns.items()
-        }
+        summary[method] = {name: _over_units(units, values) for name, values in columns.items()}
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         rows += [
             {"method": method}
@@ -177,11 +188,18 @@ def _tabulate(
     features = trial.corpus.features
     facts = {
         "corpus": trial.corpus.name,
+        "held_out": str(trial.judging.fold),
         "features": features.name,
         "embedding": features.embedding,
         "rows_per_method": len(labels),
     } | facts
     return Evaluation(protocol, task, rows, summary, facts)
+
+
+def _over_units(units: list[str], values: np.ndarray) -> dict[str, float]:
+    """Mean and standard deviation over people, or songs, each by the mean of their curves."""
+    _, means = unit_means(units, values)
+    return {"mean": float(means.mean()), "sd": float(means.std())}
 
 
 def most_shared_song(
@@ -223,7 +241,7 @@ def most_shared_song(
 
 
 def table(evaluation: Evaluation) -> str:
-    """The summary as an aligned table: mean and standard deviation over songs."""
+    """The summary as an aligned table: mean and standard deviation over annotators, or songs."""
     there = dimensions_of(evaluation.columns)
     titles = [f"{d[0].upper()} {m.upper()}" for d in there for m in METRICS]
     width = max(len(method) for method in evaluation.summary) + 2
@@ -242,7 +260,9 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     with replacing(directory / "per_song.csv") as temporary:
         text = io.StringIO()
         writer = csv.DictWriter(
-            text, ["method", "annotator", "support", "song", *evaluation.columns], lineterminator="\n"
+            text,
+            ["method", "annotator", "support", "song", *evaluation.columns],
+            lineterminator="\n",
         )
         writer.writeheader()
         names = ("annotator", "support", "song")

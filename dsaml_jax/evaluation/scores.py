@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
@@ -59,9 +59,35 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     }
 
 
-def mean_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean of each column over its labelled curves, and `score`: the mean of CCC, PCC and 1 - RMSE."""
-    means = {name: float(np.nanmean(values)) for name, values in scores(predicted, truth).items()}
+def unit_means(units: Sequence[str], values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Mean of the values of each unit.
+
+    Args:
+      units: `[k]` whose each value is.
+      values: `[k]`, NaN where there is none.
+
+    Returns:
+      the units that have a value, sorted, and their means.
+    """
+    there = np.isfinite(values)
+    names, place = np.unique(np.asarray(units)[there], return_inverse=True)
+    return names.tolist(), np.bincount(place, values[there]) / np.bincount(place)
+
+
+def mean_scores(
+    predicted: np.ndarray, truth: np.ndarray, units: Sequence[str] | None = None
+) -> dict[str, float]:
+    """Mean of each column, and `score`: the mean of CCC, PCC and 1 - RMSE.
+
+    Args:
+      predicted: `[..., n, 2]`.
+      truth: `[..., n, 2]`, NaN where unlabelled.
+      units: whose each labelled curve is: each unit counts the same. None: each curve does.
+    """
+    means = {
+        name: float(np.nanmean(values if units is None else unit_means(units, values)[1]))
+        for name, values in scores(predicted, truth).items()
+    }
     return {"score": float(np.mean([good(means, d) for d in dimensions_of(means)]))} | means
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -11,21 +12,68 @@ from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.corpus import (
+    OWN_SPLIT,
     DeviceCorpus,
+    Fold,
+    Part,
     consensus_target,
     held_out,
     pool_of,
-    require_annotators,
     to_device,
 )
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.scores import labelled
-from dsaml_jax.tasks import TaskBatch, evaluation_tasks, same_song_tasks
+from dsaml_jax.tasks import (
+    TaskBatch,
+    TaskPool,
+    evaluation_tasks,
+    same_song_tasks,
+    uniform_stream,
+)
 
 Protocol = Literal["clean", "reference"]
 PartName = Literal["validation", "test"]
 
 SUPPORTS_PER_ANNOTATOR = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """What a trial will judge, known before any training.
+
+    Attributes:
+      part: of the corpus.
+      fold: who is held out.
+      songs: how many are asked about.
+      people: how many are judged; 0 for DMER.
+      songs_of_person: how many each of them is asked about.
+      tasks: adaptations.
+      curves: predictions that are scored.
+      left_out: reason -> how many people.
+      notes: what else is to be said, one line each.
+    """
+
+    part: str
+    fold: Fold
+    songs: int
+    people: int = 0
+    songs_of_person: tuple[int, ...] = ()
+    tasks: int = 0
+    curves: int = 0
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if not self.people:
+            return [f"{self.part} ({self.fold}): the mean curves of {self.songs} songs"]
+        counts = np.array(self.songs_of_person)
+        left = [f"{count} people left out: {why}" for why, count in self.left_out.items() if count]
+        return [
+            f"{self.part} ({self.fold}): {self.people} people, {counts.min()} to {counts.max()} songs each (median "
+            f"{np.median(counts):g}), {self.songs} songs, {self.tasks} adaptations, {self.curves} curves",
+            *(f"{self.part}: {line}" for line in [*left, *self.notes]),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +87,8 @@ class Trial:
       truth: `[..., n, 2]`, NaN beyond the song, where nothing was drawn, and where padded.
       constant: `[2]` mean of the labels of training.
       shape: static sizes that hold every song here: steps, windows.
+      judging: what is judged, in numbers.
       tasks: of PDMER; else None.
-      excluded: annotators that have too few songs.
     """
 
     corpus: Corpus
@@ -49,8 +97,8 @@ class Trial:
     truth: np.ndarray
     constant: np.ndarray
     shape: tuple[int, int]
+    judging: Judging
     tasks: TaskBatch | None = None
-    excluded: int = 0
 
     @property
     def listeners(self) -> TaskBatch:
@@ -109,6 +157,10 @@ class Trial:
         }
         return dataclasses.replace(self, tasks=dataclasses.replace(tasks, **fewer))
 
+    def units(self) -> list[str]:
+        """Whose each labelled curve is, or of DMER which song's: what means are over."""
+        return [label["annotator"] or label["song"] for label in self.labels()]
+
     def labels(self) -> list[dict[str, str]]:
         """Whose curve of what song each labelled one is, and what was adapted to."""
         corpus, kept = self.corpus, labelled(self.truth)
@@ -128,20 +180,23 @@ class Trial:
         ]
 
 
-def agreed_trial(corpus: Corpus, part: PartName, device: DeviceCorpus | None = None) -> Trial:
+def agreed_trial(
+    corpus: Corpus, part: PartName, device: DeviceCorpus | None = None, *, fold: Fold = OWN_SPLIT
+) -> Trial:
     """DMER: the mean curve of each song of a part.
 
     Args:
       corpus: where from.
       part: its songs. The curve of a validation song leaves out who is held out for the test.
       device: features that are there already.
+      fold: who is held out.
 
     Raises:
-      UsageError: the part has no songs.
+      UsageError: the part has no songs with labels.
     """
-    parts = held_out(corpus)
+    parts = held_out(corpus, fold)
     songs = parts[part].songs
-    _require_songs(songs, part)
+    judging = agreed_judging(corpus, part, fold=fold)
     target = corpus.mean if part == "test" else consensus_target(corpus, parts[part])
     shape = _padded_shape(corpus, songs)
     training = np.isin(_rows(corpus.song_steps), parts["train"].songs)
@@ -152,7 +207,15 @@ def agreed_trial(corpus: Corpus, part: PartName, device: DeviceCorpus | None = N
         truth=_targets(corpus, corpus.song_start[songs], songs, target, shape[0]),
         constant=labelled_mean(corpus.mean[training]),
         shape=shape,
+        judging=judging,
     )
+
+
+def agreed_judging(corpus: Corpus, part: PartName, *, fold: Fold = OWN_SPLIT) -> Judging:
+    """What :func:`agreed_trial` judges, or the error it ends with."""
+    songs = held_out(corpus, fold)[part].songs
+    _require_songs(songs, part)
+    return Judging(part, fold, songs=len(songs), curves=len(songs))
 
 
 def listener_trial(
@@ -164,6 +227,7 @@ def listener_trial(
     supports: int = SUPPORTS_PER_ANNOTATOR,
     most: int | None = None,
     device: DeviceCorpus | None = None,
+    fold: Fold = OWN_SPLIT,
 ) -> Trial:
     """PDMER: what each annotator of a part drew, after seeing `shots` of their songs.
 
@@ -175,32 +239,125 @@ def listener_trial(
       supports: tasks of each annotator, as far as they have songs.
       most: cap on all tasks.
       device: features that are there already.
+      fold: who is held out.
 
     Raises:
-      UsageError: the part has no songs, or no annotators, or none with enough songs.
+      UsageError: nobody can be judged, and why.
     """
-    parts = held_out(corpus)
-    part_here = parts[part]
-    _require_songs(part_here.songs, part)
-    require_annotators(part_here, part)
-    if protocol == "clean":
-        pool = pool_of(corpus, part_here.ratings, min_songs=shots + 1)
-        tasks = evaluation_tasks(pool, supports=supports, support_songs=shots, most=most)
-    else:
-        pool = pool_of(corpus, part_here.all_ratings, min_songs=1)
-        tasks = same_song_tasks(pool, most=most)
-    shape = _padded_shape(corpus, np.union1d(tasks.query_song, tasks.support_song))
+    judging, tasks = listener_judging(
+        corpus, part, protocol=protocol, shots=shots, supports=supports, most=most, fold=fold
+    )
+    parts = held_out(corpus, fold)
+    used = np.union1d(tasks.query_song, tasks.support_song)
+    shape = _padded_shape(corpus, used)
     training = np.isin(_rows(corpus.song_steps[corpus.rating_song]), parts["train"].ratings)
+    truth = _query_targets(corpus, tasks, shape[0])
+    if protocol == "reference":
+        truth[_is_long(corpus, tasks.query_song)[:, 0], :, :WINDOW_STEPS] = np.nan
     return Trial(
         corpus=corpus,
-        device=device or to_device(corpus, corpus.mean, part_here.songs),
+        device=device or to_device(corpus, corpus.mean, used),
         song=tasks.query_song,
-        truth=_query_targets(corpus, tasks, shape[0]),
+        truth=truth,
         constant=labelled_mean(corpus.ratings[training]),
         shape=shape,
         tasks=tasks,
-        excluded=len(pool.excluded),
+        judging=judging,
     )
+
+
+def listener_judging(
+    corpus: Corpus,
+    part: PartName,
+    *,
+    protocol: Protocol = "clean",
+    shots: int = 1,
+    supports: int = SUPPORTS_PER_ANNOTATOR,
+    most: int | None = None,
+    fold: Fold = OWN_SPLIT,
+) -> tuple[Judging, TaskBatch]:
+    """Who is judged in :func:`listener_trial`, and by what tasks; arguments and errors as there."""
+    here = held_out(corpus, fold)[part]
+    _require_songs(here.songs, part)
+    ratings = here.ratings if protocol == "clean" else here.all_ratings
+    if not len(ratings):
+        raise UsageError(_nobody(corpus, part, protocol, fold))
+    pool = pool_of(corpus, ratings, min_songs=1)
+    notes: list[str] = []
+    if protocol == "clean":
+        others = _others(pool, corpus, here)
+        enough = np.array(
+            [
+                count + len(others[who]) > shots
+                for who, count in zip(pool.annotators.tolist(), pool.counts, strict=True)
+            ]
+        )
+        if not enough.any():
+            raise UsageError(
+                f"nobody of the {part} part ({fold}) has {shots + 1} songs, one to be judged and {shots} to adapt to"
+            )
+        left_out = {
+            f"fewer than {shots + 1} songs, {shots} to adapt to and one to be judged": int(
+                (~enough).sum()
+            )
+        }
+        pool = pool.only(enough)
+        tasks = evaluation_tasks(
+            pool, supports=supports, support_songs=shots, most=most, others=others
+        )
+    else:
+        left_out = {}
+        tasks = same_song_tasks(pool, most=most)
+        short = int((~_is_long(corpus, tasks.query_song)).sum())
+        if short:
+            notes.append(
+                f"{short} of {tasks.query_song.size} songs are no longer than the 30 s that are adapted to: judged on them"
+            )
+    kept = tasks.query >= 0
+    who = np.repeat(tasks.annotator, kept.sum(axis=1))
+    asked = np.unique(np.stack([who, tasks.query[kept]]), axis=1)
+    people, counts = np.unique(asked[0], return_counts=True)
+    judging = Judging(
+        part,
+        fold,
+        songs=len(np.unique(tasks.query_song[kept])),
+        people=len(people),
+        songs_of_person=tuple(counts.tolist()),
+        tasks=len(tasks.annotator),
+        curves=int(kept.sum()),
+        left_out=left_out,
+        notes=tuple(notes),
+    )
+    return judging, tasks
+
+
+def _nobody(corpus: Corpus, part: str, protocol: Protocol, fold: Fold) -> str:
+    if not len(corpus.rating_song):
+        return (
+            f"{corpus.name} has no ratings by single annotators, which PDMER needs; train with --task dmer, or "
+            "prepare a corpus with annotations per rater"
+        )
+    whose = "its annotators for its songs" if protocol == "clean" else "anybody for its songs"
+    mend = (
+        "another --folds"
+        if fold.folds
+        else "--folds 5 --fold 0, which deals people and songs together"
+    )
+    return f"the {part} part ({fold}) has no ratings by {whose}: nothing to judge; try {mend}"
+
+
+def _others(pool: TaskPool, corpus: Corpus, part: Part) -> dict[int, np.ndarray]:
+    """Annotator -> their ratings that may be adapted to and are not in the pool, in a fixed order."""
+    rest = np.setdiff1d(part.support, part.ratings)
+    rest = rest[pool.window_counts[rest] > 0].astype(np.int32)
+    rest = rest[np.argsort(uniform_stream(1, 2**31).random(len(corpus.rating_song))[rest])]
+    who = corpus.rating_annotator[rest]
+    return {person: rest[who == person] for person in pool.annotators.tolist()}
+
+
+def _is_long(corpus: Corpus, song: np.ndarray) -> np.ndarray:
+    """Whether something of a song is left after the window that the protocol `reference` adapts to."""
+    return corpus.song_steps[song] > WINDOW_STEPS
 
 
 def _require_songs(songs: np.ndarray, part: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, read_features
 from dsaml_jax.corpus import consensus_target, held_out
 from dsaml_jax.evaluation.scores import mean_scores
@@ -20,27 +21,31 @@ def ridge_curves(trial: Trial, validation: Trial) -> np.ndarray:
     `validation`.
     """
     corpus = trial.corpus
-    part = held_out(corpus)["train"]
+    part = held_out(corpus, trial.judging.fold)["train"]
     target = consensus_target(corpus, part)
     x, y = [], []
     for song in part.songs:
         start = corpus.song_start[song]
         curve = target[start : start + corpus.song_steps[song]]
-        known = np.isfinite(curve).all(axis=-1)
-        x.append(_describe(corpus, song)[known])
-        y.append(curve[known])
+        x.append(_describe(corpus, song))
+        y.append(curve)
     inputs, wanted = np.concatenate(x), np.concatenate(y).astype(np.float64)
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0) + 1e-6
     inputs = (inputs - mean) / scale
-    level = wanted.mean(axis=0)
-    square, cross = inputs.T @ inputs, inputs.T @ (wanted - level)
+    level = labelled_mean(wanted)
+    systems = []
+    for target in (wanted - level).T:  # steps may be labelled in one dimension only
+        known = np.isfinite(target)
+        systems.append((inputs[known].T @ inputs[known], inputs[known].T @ target[known]))
     described = {
         of: [(_describe(corpus, song) - mean) / scale for song in which.song]
         for of, which in (("validation", validation), ("trial", trial))
     }
 
     def curves(of: str, shape: tuple[int, ...], penalty: float) -> np.ndarray:
-        weights = np.linalg.solve(square + penalty * np.eye(len(square)), cross)
+        weights = np.stack(
+            [np.linalg.solve(a + penalty * np.eye(len(a)), b) for a, b in systems], axis=-1
+        )
         predicted = np.zeros(shape, np.float32)
         for row, steps in enumerate(described[of]):
             predicted[row, : len(steps)] = steps @ weights + level

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,18 @@ from data_prep.plain import parse_json
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
 from dsaml_jax.config import MetaConfig, RunConfig, preset, with_settings
-from dsaml_jax.corpus import identity
+from dsaml_jax.corpus import OWN_SPLIT, Fold, identity
 from dsaml_jax.errors import UsageError
-from dsaml_jax.evaluation import COLUMNS, Trial, agreed_trial, listener_trial, mean_scores, methods
+from dsaml_jax.evaluation import (
+    COLUMNS,
+    Trial,
+    agreed_judging,
+    agreed_trial,
+    listener_judging,
+    listener_trial,
+    mean_scores,
+    methods,
+)
 from dsaml_jax.evaluation.scores import scores
 from dsaml_jax.evaluation.trials import PartName, Protocol
 from dsaml_jax.experiment.base import (
@@ -43,8 +52,8 @@ VALIDATION_SUPPORTS = 2
 class Runner:
     """One experiment on one corpus, in one folder.
 
-    Runs are in `runs/TRAINING/seedN`, so that experiments in the same folder share them; scores are in
-    `EXPERIMENT/scores`.
+    Runs are in `runs/TRAINING/seedN`, or `runs/TRAINING/foldF/seedN`, so that experiments in the same folder share
+    them; scores are in `EXPERIMENT/scores`. The curves of all folds are judged together.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Runner:
         *,
         seeds: int,
         settings: Settings = (),
+        folds: Sequence[Fold] = (OWN_SPLIT,),
         console: Console | None = None,
     ) -> None:
         """Checks the plan; nothing is run yet.
@@ -69,6 +79,7 @@ class Runner:
           out: folder of all experiments on this corpus.
           seeds: 0, 1, ... of training.
           settings: of every model, on top of all others.
+          folds: who is held out; models are trained for each.
           console: where progress goes.
 
         Raises:
@@ -76,12 +87,12 @@ class Runner:
         """
         self.experiment, self.scale, self.corpus, self.out = experiment, scale, corpus, out
         self.folder = out / name
-        self.seeds, self.settings = seeds, settings
+        self.seeds, self.settings, self.folds = seeds, settings, tuple(folds)
         self.console = console or Console(quiet=True)
-        self._trials: dict[tuple[PartName, Protocol, int], Trial] = {}
+        self._trials: dict[tuple[PartName, Protocol, int, Fold], Trial] = {}
         for name_of_training, training in experiment.trainings.items():
             if training.as_long_as is None:
-                self.config(name_of_training, 0)
+                self.config(name_of_training, 0, self.folds[0])
         if not len(corpus.rating_song) and any(
             training.task == "pdmer" for training in experiment.trainings.values()
         ):
@@ -90,19 +101,50 @@ class Runner:
                 "(deam, synthetic, or a folder of your own)"
             )
 
+    def judging(self) -> list[str]:
+        """What will be judged, in lines; said before the work.
+
+        Raises:
+          UsageError: nothing can be judged.
+        """
+        lines = []
+        for fold in self.folds:
+            for protocol in self.experiment.protocols:
+                if self.experiment.task == "dmer":
+                    judging = agreed_judging(self.corpus, "test", fold=fold)
+                else:
+                    judging, _ = listener_judging(
+                        self.corpus, "test", **self._trial_settings("test", protocol), fold=fold
+                    )
+                lines += [f"{protocol}: {line}" for line in judging.lines()]
+        return lines
+
+    def _trial_settings(self, part: PartName, protocol: Protocol) -> dict[str, Any]:
+        return {
+            "protocol": protocol,
+            "shots": self.experiment.shots,
+            "supports": self.scale.supports if part == "test" else VALIDATION_SUPPORTS,
+            "most": self.scale.tasks if protocol == "reference" else None,
+        }
+
     # ---- Models.
 
-    def run_folder(self, training: str, seed: int) -> Path:
-        """Where a model is trained."""
-        return self.out / "runs" / training.replace(" ", "-") / f"seed{seed}"
+    def run_folder(self, training: str, seed: int, fold: Fold | None = None) -> Path:
+        """Where a model is trained, of the first fold where none is named."""
+        fold = fold or self.folds[0]
+        place = self.out / "runs" / training.replace(" ", "-")
+        return place / (f"fold{fold.fold}/seed{seed}" if fold.folds else f"seed{seed}")
 
-    def config(self, name: str, seed: int) -> RunConfig:
-        """Configuration of a training."""
+    def config(self, name: str, seed: int, fold: Fold | None = None) -> RunConfig:
+        """Configuration of a training, of the first fold where none is named."""
+        fold = fold or self.folds[0]
         training = self.experiment.trainings[name]
         common = self.scale.dmer if training.task == "dmer" else self.scale.pdmer
         own = [f"training.task={training.task}", f"training.seed={seed}"]
+        if fold.folds:
+            own += [f"training.{name}={value}" for name, value in dataclasses.asdict(fold).items()]
         if training.start:
-            own.append(f"training.init_from={self.run_folder(training.start, seed)}")
+            own.append(f"training.init_from={self.run_folder(training.start, seed, fold)}")
         config = with_settings(
             preset(self.scale.preset), [*common, *training.settings, *self.settings, *own]
         )
@@ -137,35 +179,37 @@ class Runner:
     def train_all(self) -> None:
         """Trains every model with every seed, in order; finished ones are left as they are."""
         for seed in range(self.seeds):
-            for name, training in self.experiment.trainings.items():
-                self._train(name, training, seed)
+            for fold in self.folds:
+                for name, training in self.experiment.trainings.items():
+                    self._train(name, training, seed, fold)
 
-    def _train(self, name: str, training: Training, seed: int) -> None:
-        workdir = self.run_folder(name, seed)
+    def _train(self, name: str, training: Training, seed: int, fold: Fold) -> None:
+        workdir = self.run_folder(name, seed, fold)
         self.console.say(f"[seed {seed}] {training.task.upper()}: {name}, in {workdir}")
-        train(self.config(name, seed), self.corpus, workdir, self.console)
+        train(self.config(name, seed, fold), self.corpus, workdir, self.console)
 
-    def model(self, training: str, seed: int) -> LoadedModel:
-        """A trained model, by its best checkpoint on validation."""
-        return load_model(self.run_folder(training, seed))
+    def model(self, training: str, seed: int, fold: Fold | None = None) -> LoadedModel:
+        """A trained model, by its best checkpoint on validation; of the first fold where none is named."""
+        return load_model(self.run_folder(training, seed, fold))
 
     # ---- Scores.
 
-    def trial(self, part: PartName, protocol: Protocol, shots: int) -> Trial:
-        """What is asked; every method is asked about the same songs."""
-        key = part, protocol, shots
+    def trial(
+        self, part: PartName, protocol: Protocol, shots: int, fold: Fold | None = None
+    ) -> Trial:
+        """What is asked; every method is asked about the same songs. Of the first fold where none is named."""
+        fold = fold or self.folds[0]
+        key = part, protocol, shots, fold
         if key not in self._trials:
             most = self.experiment.shots
             if self.experiment.task == "dmer":
-                self._trials[key] = agreed_trial(self.corpus, part)
+                self._trials[key] = agreed_trial(self.corpus, part, fold=fold)
             elif shots < most:
-                self._trials[key] = self.trial(part, protocol, most).with_shots(shots)
+                self._trials[key] = self.trial(part, protocol, most, fold).with_shots(shots)
             else:
                 self._trials[key] = listener_trial(
-                    self.corpus, part, protocol=protocol, shots=shots,
-                    supports=self.scale.supports if part == "test" else VALIDATION_SUPPORTS,
-                    most=self.scale.tasks if protocol == "reference" else None,
-                )  # fmt: skip
+                    self.corpus, part, **self._trial_settings(part, protocol), fold=fold
+                )
         return self._trials[key]
 
     def judge_all(self, protocol: Protocol) -> Outcome:
@@ -173,37 +217,45 @@ class Runner:
         judged: dict[str, list[Judged]] = {}
         for name, method in self.experiment.methods.items():
             seeds = range(self.seeds) if method.training else range(1)
-            judged[name] = [self._judge(name, method, protocol, seed) for seed in seeds]
-        trial = self.trial("test", protocol, 1)
+            judged[name] = [
+                _pooled([self._judge(name, method, protocol, seed, fold) for fold in self.folds])
+                for seed in seeds
+            ]
+        trials = [self.trial("test", protocol, 1, fold) for fold in self.folds]
         facts = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.song_ids)} songs",
             "features": self.corpus.features.name,
             "global embedding": self.corpus.features.embedding,
             "scale": f"{self.scale.name}, preset {self.scale.preset}",
             "seeds": str(self.seeds),
-            "test songs": str(len(trial.asked)),
+            "held out": ", ".join(str(fold) for fold in self.folds),
+            "test songs": str(len(set().union(*(trial.asked.tolist() for trial in trials)))),
         }
-        if trial.tasks is not None:
-            facts["test annotators"] = str(len(np.unique(trial.tasks.annotator)))
-            facts["tasks"] = str(len(trial.tasks.annotator))
+        if self.experiment.task == "pdmer":
+            people = set().union(*(trial.listeners.annotator.tolist() for trial in trials))
+            facts["test annotators"] = str(len(people))
+            facts["tasks"] = str(sum(len(trial.listeners.annotator) for trial in trials))
         here = commit()
         if here:
             facts["commit"] = here
         return Outcome(self.experiment, protocol, judged, facts | environment())
 
-    def _judge(self, name: str, method: Method, protocol: Protocol, seed: int) -> Judged:
+    def _judge(
+        self, name: str, method: Method, protocol: Protocol, seed: int, fold: Fold
+    ) -> Judged:
         """From the file of an earlier start, where that was made of the same."""
-        model = self.model(method.training, seed) if method.training else None
-        made_of = self._made_of(method, protocol, model)
-        path = self.folder / "scores" / f"{protocol}-{_slug(name)}-seed{seed}.npz"
-        trial = self.trial("test", protocol, method.shots)
+        model = self.model(method.training, seed, fold) if method.training else None
+        made_of = self._made_of(method, protocol, model, fold)
+        part = f"-fold{fold.fold}" if fold.folds else ""
+        path = self.folder / "scores" / f"{protocol}-{_slug(name)}{part}-seed{seed}.npz"
+        trial = self.trial("test", protocol, method.shots, fold)
         if path.is_file():
             with np.load(path) as stored:
                 if str(stored["made_of"]) == made_of:
                     columns = {column: stored[column] for column in COLUMNS if column in stored}
                     return Judged(trial.labels(), columns, tuple(stored["chosen"].tolist()))
         self.console.say(f"[seed {seed}] judging: {name}")
-        chosen = self._choose(method, protocol, model, seed) if method.choices else ()
+        chosen = self._choose(method, protocol, model, seed, fold) if method.choices else ()
         judged = Judged(
             trial.labels(),
             scores(self.predict(trial, method, model, chosen), trial.truth),
@@ -214,12 +266,14 @@ class Runner:
             np.savez_compressed(file, **(named | judged.scores))
         return judged
 
-    def _made_of(self, method: Method, protocol: Protocol, model: LoadedModel | None) -> str:
+    def _made_of(
+        self, method: Method, protocol: Protocol, model: LoadedModel | None, fold: Fold
+    ) -> str:
         """Digest of all that a score depends on."""
         parts: Mapping[str, Any] = {
             "corpus": identity(self.corpus),
             "method": dataclasses.asdict(method),
-            "trial": [protocol, dataclasses.asdict(self.scale), self.experiment.shots],
+            "trial": [protocol, dataclasses.asdict(self.scale), self.experiment.shots, str(fold)],
             "model": None
             if model is None
             else [dataclasses.asdict(model.info.config), model.step, weights_digest(model)],
@@ -232,13 +286,15 @@ class Runner:
         return with_settings(model.info.config, settings).meta
 
     def _choose(
-        self, method: Method, protocol: Protocol, model: LoadedModel | None, seed: int
+        self, method: Method, protocol: Protocol, model: LoadedModel | None, seed: int, fold: Fold
     ) -> Settings:
         """The choice with the best score on the validation part."""
-        trial = self.trial("validation", protocol, method.shots)
+        trial = self.trial("validation", protocol, method.shots, fold)
+        units = trial.units()
 
         def score(choice: Settings) -> float:
-            return mean_scores(self.predict(trial, method, model, choice), trial.truth)["score"]
+            predicted = self.predict(trial, method, model, choice)
+            return mean_scores(predicted, trial.truth, units)["score"]
 
         best = max(method.choices[: self.scale.choices], key=score)
         self.console.say(f"[seed {seed}] validation chooses {', '.join(best) or 'no change'}")
@@ -253,7 +309,7 @@ class Runner:
         if method.kind == "support mean":
             return methods.support_mean(trial)
         if method.kind == "ridge":
-            return ridge_curves(trial, self.trial("validation", "clean", 1))
+            return ridge_curves(trial, self.trial("validation", "clean", 1, trial.judging.fold))
         assert model is not None
         if method.kind == "adapted":
             config = self.meta_config(model, (*method.settings, *chosen))
@@ -262,6 +318,23 @@ class Runner:
         if method.kind == "affine":
             return methods.calibrated(trial, curves)
         return curves.of(trial.song)
+
+
+def _pooled(folds: list[Judged]) -> Judged:
+    """The curves of all folds, one after the other."""
+    columns = [name for name in COLUMNS if any(name in one.scores for one in folds)]
+    pooled = {
+        name: np.concatenate(
+            [one.scores.get(name, np.full(len(one.labels), np.nan)) for one in folds]
+        )
+        for name in columns
+    }
+    chosen = {one.chosen for one in folds}
+    return Judged(
+        [label for one in folds for label in one.labels],
+        pooled,
+        next(iter(chosen)) if len(chosen) == 1 else ("by fold",),
+    )
 
 
 def _whole(config: RunConfig, steps: float) -> int:

@@ -8,7 +8,6 @@ and accelerated interval of `scipy.stats.bootstrap`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -43,21 +42,6 @@ class Difference:
         if self.low <= NO_DIFFERENCE and self.high >= -NO_DIFFERENCE:
             return ""
         return "better" if (self.high < 0.0) == self.lower_is_better else "worse"
-
-
-def by_unit(units: Sequence[str], values: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Mean of the values of each unit.
-
-    Args:
-      units: `[k]` whose each value is.
-      values: `[k]`, NaN where there is none.
-
-    Returns:
-      the units that have a value, sorted, and their means.
-    """
-    there = np.isfinite(values)
-    names, place = np.unique(np.asarray(units)[there], return_inverse=True)
-    return names.tolist(), np.bincount(place, values[there]) / np.bincount(place)
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, *, lower_is_better: bool) -> Difference:

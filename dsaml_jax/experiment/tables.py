@@ -12,10 +12,9 @@ import numpy as np
 
 from data_prep.base import plain_cell, replacing
 from data_prep.curves import labelled_mean
-from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of
+from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of, unit_means
 from dsaml_jax.experiment.base import Judged, Outcome
-from dsaml_jax.experiment.statistics import Difference, by_unit, paired_difference
-
+from dsaml_jax.experiment.statistics import Difference, paired_difference
 
 
 def all_columns(scores: Scores) -> Scores:
@@ -42,7 +41,7 @@ def over_seeds(judged: Sequence[Judged], column: str, unit: str) -> tuple[float,
 def unit_scores(judged: Sequence[Judged], column: str, unit: str) -> dict[str, float]:
     """Mean of a column for each annotator or song, over curves and seeds."""
     per_seed = [
-        by_unit([label[unit] for label in one.labels], all_columns(one.scores)[column])
+        unit_means([label[unit] for label in one.labels], all_columns(one.scores)[column])
         for one in judged
     ]
     values = np.mean([means for _, means in per_seed], axis=0)

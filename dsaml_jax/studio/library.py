@@ -20,7 +20,6 @@ from data_prep.audio import AUDIO_SUFFIXES, load_audio, open_sound, sound_files
 from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.features import FeatureConfig
 from data_prep.reading import id_order
-from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.studio.store import Participant, Store
 
 T = TypeVar("T")
