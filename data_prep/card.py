@@ -43,7 +43,8 @@ def write_card(
     place = folder / CARD_FOLDER
     place.mkdir(exist_ok=True)
     figures.write_png(figures.label_histograms(annotated), place / "labels.png")
-    figures.write_png(figures.song_plane(prepared), place / "plane.png")
+    if len(_dimensions(facts["statistics"])) > 1:
+        figures.write_png(figures.song_plane(prepared), place / "plane.png")
     if any(song.ratings for song in annotated):
         figures.write_png(figures.rater_figure(annotated), place / "raters.png")
     if len(everything) > len(facts["left_out"]):
@@ -90,7 +91,11 @@ def card_text(facts: dict[str, Any]) -> str:
     parts += [
         "## Prepared",
         _prepared(facts),
-        "![Songs on the valence-arousal plane](plane.png)",
+        *(
+            ["![Songs on the valence-arousal plane](plane.png)"]
+            if len(_dimensions(annotated)) > 1
+            else []
+        ),
         "### Features",
         _features(facts["features"]),
         "### Files missing, damaged or short",
@@ -99,6 +104,12 @@ def card_text(facts: dict[str, Any]) -> str:
         _list(facts["notes"], "None."),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _dimensions(statistics: dict[str, Any]) -> list[str]:
+    """Those that anything is annotated in."""
+    there = [name for name in ("arousal", "valence") if statistics[name]["points"]]
+    return there or ["arousal", "valence"]
 
 
 def _annotations(statistics: dict[str, Any]) -> str:
@@ -110,7 +121,7 @@ def _annotations(statistics: dict[str, Any]) -> str:
         ("annotators", f"{statistics['annotators']:,}"),
         ("ratings by single annotators", f"{statistics['ratings']:,}"),
     ]
-    both = [(name, statistics[name]) for name in ("arousal", "valence")]
+    both = [(name, statistics[name]) for name in _dimensions(statistics)]
     rows = [
         ("points", *(f"{x['points']:,}" for _, x in both)),
         ("mean over songs", *(_show(x["mean"]) for _, x in both)),
@@ -125,11 +136,13 @@ def _annotations(statistics: dict[str, Any]) -> str:
                 *(_show(x["correlation_with_static"]) for _, x in both),
             )  # fmt: skip
         )
-    return _table(("", ""), lines) + "\n\n" + _table(("mean curves", "arousal", "valence"), rows)
+    return (
+        _table(("", ""), lines) + "\n\n" + _table(("mean curves", *_dimensions(statistics)), rows)
+    )
 
 
 def _raters(statistics: dict[str, Any]) -> str:
-    both = [statistics[name] for name in ("arousal", "valence")]
+    both = [statistics[name] for name in _dimensions(statistics)]
     lines = [
         ("ratings per song", _spread(statistics["ratings_per_song"])),
         ("songs per annotator", _spread(statistics["songs_per_annotator"])),
@@ -144,7 +157,7 @@ def _raters(statistics: dict[str, Any]) -> str:
         "### Raters\n\n"
         + _table(("", ""), lines)
         + "\n\n"
-        + _table(("single raters", "arousal", "valence"), rows)
+        + _table(("single raters", *_dimensions(statistics)), rows)
     )
 
 

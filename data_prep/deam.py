@@ -133,7 +133,7 @@ def read_deam(
 
 def _read_both(averaged: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], ...]:
     """The averaged curves of both dimensions, of which one may have no file."""
-    there = [name for name in _DIMENSIONS if (averaged / f"{name}.csv").is_file()]
+    there = [name for name in _DIMENSIONS if (averaged / f"{name}.csv").exists()]
     if len(there) == 1:
         notes.append(f"{averaged} holds {there[0]}.csv alone: a corpus of {there[0]} alone")
     return tuple(

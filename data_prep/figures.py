@@ -66,8 +66,10 @@ def name_corners(axis: Axes) -> None:
 def label_histograms(songs: Sequence[Song]) -> Figure:
     """How often each value was given: by the mean curves, and by single raters where there are any."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 2.8), layout="constrained")
-        for axis, name in zip(figure.subplots(1, 2, sharey=True), DIMENSIONS, strict=True):
+        there = _annotated_in(songs)
+        figure = Figure(figsize=(4.0 * len(there), 2.8), layout="constrained")
+        axes = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
+        for axis, name in zip(axes, there, strict=True):
             means = np.concatenate([getattr(song, name) for song in songs])
             rated = [getattr(rating, name) for song in songs for rating in song.ratings]
             bins = np.linspace(-1.0, 1.0, 41)
@@ -85,6 +87,12 @@ def label_histograms(songs: Sequence[Song]) -> Figure:
             axis.margins(y=0.35)
         figure.axes[0].set_ylabel("% of all steps")
         return figure
+
+
+def _annotated_in(songs: Sequence[Song]) -> list[str]:
+    """The dimensions that anything is annotated in."""
+    curves = [curves for song in songs for curves in (song, *song.ratings)]
+    return [x for x in DIMENSIONS if any(np.isfinite(getattr(c, x)).any() for c in curves)] or list(DIMENSIONS)  # fmt: skip
 
 
 def song_plane(songs: Sequence[Song]) -> Figure:

@@ -19,6 +19,9 @@ PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
 ActivationType = Literal["float32", "bfloat16"]
 
+DIMENSIONS = ("arousal", "valence")
+"""In the order of every last axis of 2."""
+
 STEPS_PER_SECOND = 2
 """Annotations, features and predictions are all on this 2 Hz grid (DEAM and PMEmo's own)."""
 

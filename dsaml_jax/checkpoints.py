@@ -29,7 +29,7 @@ from data_prep.base import DataError, replacing, sync, sync_folder
 from data_prep.features import FeatureConfig
 from data_prep.plain import from_plain, parse_json
 from dsaml_jax.adaptation import to_learned, to_variables
-from dsaml_jax.base import ModelConfig, PyTree
+from dsaml_jax.base import DIMENSIONS, ModelConfig, PyTree
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json, with_settings
 from dsaml_jax.devices import is_first
 from dsaml_jax.errors import UsageError
@@ -54,12 +54,14 @@ class RunInfo:
       features: what its model reads.
       data: what it was trained on, see :func:`dsaml_jax.corpus.identity`.
       note: one line on where the model came from, for people.
+      dimensions: what it was trained on, and so what its output means something in.
     """
 
     config: RunConfig
     features: FeatureConfig
     data: str
     note: str = ""
+    dimensions: tuple[str, ...] = DIMENSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ def write_run_info(directory: Path, info: RunInfo) -> None:
         "features": dataclasses.asdict(info.features),
         "data": info.data,
         "note": info.note,
+        "dimensions": info.dimensions,
     }
     with replacing(directory / RUN_FILE) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
@@ -113,9 +116,17 @@ def read_run_info(directory: Path) -> RunInfo:
             from_plain(FeatureConfig, values["features"]),
             str(values["data"]),
             str(values["note"]),
+            _read_dimensions(values.get("dimensions", DIMENSIONS)),
         )
     except (ValueError, KeyError, TypeError, DataError) as error:
         raise UsageError(f"{path}: damaged or of another version ({error})") from None
+
+
+def _read_dimensions(names: Any) -> tuple[str, ...]:
+    found = tuple(name for name in DIMENSIONS if name in names)
+    if not found or len(found) != len(names):
+        raise ValueError(f"dimensions {names!r}")
+    return found
 
 
 class DamagedCheckpoint(UsageError):

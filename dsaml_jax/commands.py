@@ -387,6 +387,8 @@ def personalize_command(options: argparse.Namespace) -> None:
     for name, before, after in zip(
         ("arousal", "valence"), result.before, result.after, strict=True
     ):
+        if name not in loaded.info.dimensions:
+            continue
         console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
     console.say(
         f"adapted to {result.labelled_seconds:g} s of annotation; "

@@ -20,7 +20,7 @@ from data_prep.base import SPLITS, deal, shuffled
 from data_prep.curves import mean_curve
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus, read_features
-from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
+from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
 from dsaml_jax.config import TrainingConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.tasks import TaskPool, make_pool
@@ -28,8 +28,9 @@ from dsaml_jax.tasks import TaskPool, make_pool
 ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""
 
-VALIDATION_SONGS = 0.1
-"""Share of a fold's other songs that is for validation."""
+FOLD_VALIDATION = 0.2
+"""Share of a fold's other people, and of its other songs, that is for validation: less leaves too few of the
+ratings that lie in both."""
 
 
 def identity(corpus: Corpus) -> str:
@@ -168,16 +169,17 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
             f"({len(corpus.song_ids)} songs)"
         )
 
-    def dealt(ids: tuple[str, ...], count: int, share: float) -> np.ndarray:
+    def dealt(ids: tuple[str, ...], count: int) -> np.ndarray:
         ordered, place = shuffled(ids), fold.fold % count
         cut = slice(place * len(ordered) // count, (place + 1) * len(ordered) // count)
         tested = ordered[cut]
-        rest = deal(ordered[: cut.start] + ordered[cut.stop :], validation=share, test=0.0)
+        others = ordered[: cut.start] + ordered[cut.stop :]
+        rest = deal(others, validation=FOLD_VALIDATION, test=0.0)
         parts = rest | dict.fromkeys(tested, "test")
         return np.array([parts[name] for name in ids], dtype="<U10")
 
-    songs = dealt(corpus.song_ids, song_folds, VALIDATION_SONGS)
-    return songs, dealt(corpus.annotator_ids, fold.folds, validation)
+    songs = dealt(corpus.song_ids, song_folds)
+    return songs, dealt(corpus.annotator_ids, fold.folds)
 
 
 @flax.struct.dataclass
@@ -207,6 +209,12 @@ class DeviceCorpus:
     rating_first: chex.Array
     per_step: bool = flax.struct.field(pytree_node=False)
     window_steps: int = flax.struct.field(pytree_node=False, default=WINDOW_STEPS)
+
+
+def dimensions(corpus: Corpus) -> tuple[str, ...]:
+    """Those that anything of a corpus is labelled in."""
+    known = np.isfinite(corpus.mean).any(axis=0) | np.isfinite(corpus.ratings).any(axis=0)
+    return tuple(name for name, there in zip(DIMENSIONS, known, strict=True) if there)
 
 
 def window_steps(corpus: Corpus) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data_prep.base import replacing
@@ -24,29 +25,38 @@ SERIES = (
 
 
 def song_curve(curve: np.ndarray, title: str) -> Figure:
-    """Arousal and valence over time, and the path through the plane of both.
+    """Arousal and valence over time, and the path through the plane of both; or one of them over time.
 
     Args:
-      curve: `[n, 2]`.
+      curve: `[n, 2]`, one column of it may be NaN.
       title: above the figure.
     """
+    there = np.isfinite(curve).any(axis=0)
     with rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(2.4, 1.0))
-        time = np.arange(len(curve)) / STEPS_PER_SECOND
+        figure = Figure(figsize=(9.0 if there.all() else 6.2, 3.2), layout="constrained")
+        panels = 2 if there.all() else 1
+        axes = figure.subplots(1, panels, width_ratios=(2.4, 1.0)[:panels], squeeze=False)[0]
+        left, time = axes[0], np.arange(len(curve)) / STEPS_PER_SECOND
         for column, (name, color) in enumerate(COLORS.items()):
-            left.plot(time, curve[:, column], color=color, label=name)
+            if there[column]:
+                left.plot(time, curve[:, column], color=color, label=name)
         left.axhline(0.0, color="#9ca3af", linewidth=0.8)
         left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
         left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
         set_name(left, title, loc="left")
-        right.plot(curve[:, 1], curve[:, 0], color="#6b7280", linewidth=0.8)
-        points = right.scatter(curve[:, 1], curve[:, 0], c=time, s=9, cmap="viridis")
-        figure.colorbar(points, ax=right, label="time [s]")
-        right.set(xlabel="valence", ylabel="arousal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
-        right.set_aspect("equal")
-        name_corners(right)
+        if there.all():
+            _draw_path(figure, axes[1], curve, time)
         return figure
+
+
+def _draw_path(figure: Figure, axis: Axes, curve: np.ndarray, time: np.ndarray) -> None:
+    """The way through the valence-arousal plane."""
+    axis.plot(curve[:, 1], curve[:, 0], color="#6b7280", linewidth=0.8)
+    points = axis.scatter(curve[:, 1], curve[:, 0], c=time, s=9, cmap="viridis")
+    figure.colorbar(points, ax=axis, label="time [s]")
+    axis.set(xlabel="valence", ylabel="arousal", xlim=(-1.05, 1.05), ylim=(-1.05, 1.05))
+    axis.set_aspect("equal")
+    name_corners(axis)
 
 
 def listener_curves(shown: ListenerCurves) -> Figure:

@@ -17,8 +17,8 @@ from data_prep.features import FeatureConfig
 from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
-from dsaml_jax.checkpoints import LoadedModel, RunInfo, save_model
+from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
+from dsaml_jax.checkpoints import LoadedModel, save_model
 from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, predict_song
 
@@ -62,7 +62,7 @@ def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> 
 
 
 def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -> np.ndarray:
-    """`[n, 2]` arousal and valence of a sound file, one row per half second.
+    """`[n, 2]` arousal and valence of a sound file, one row per half second; NaN in what was not learned.
 
     Args:
       loaded: the model.
@@ -71,7 +71,9 @@ def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -
     """
     config = loaded.info.features
     features = features_of_file(path, config, embedder(config, weights))
-    return predict_features(loaded, loaded.variables, features)
+    curve = predict_features(loaded, loaded.variables, features)
+    learned = [name in loaded.info.dimensions for name in DIMENSIONS]
+    return np.where(learned, curve, np.nan).astype(np.float32)
 
 
 def predict_features(
@@ -223,7 +225,7 @@ def save_personalized(
 ) -> None:
     """Writes the personalised model; see :func:`dsaml_jax.checkpoints.save_model`."""
     note = f"personalised on {result.labelled_seconds:g} s of {printable(song)}"
-    info = RunInfo(loaded.info.config, loaded.info.features, loaded.info.data, note)
+    info = dataclasses.replace(loaded.info, note=note)
     save_model(directory, result.variables, info, step=loaded.step)
 
 

@@ -86,6 +86,8 @@ def _results(workdir: Path, columns: tuple[str, ...]) -> dict[str, Any] | None:
             }
             for method, row in values["summary"].items()
         }
+        if not summary or not all(summary.values()):
+            raise ValueError("no scores")
         return {"protocol": str(values["protocol"]), "summary": summary}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path}: damaged; 'dsaml evaluate' writes it anew") from None

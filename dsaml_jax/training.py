@@ -30,6 +30,7 @@ from dsaml_jax.corpus import (
     DeviceCorpus,
     Part,
     consensus_target,
+    dimensions,
     fold_of,
     held_out,
     identity,
@@ -89,7 +90,7 @@ def train(
 
     # ---- Who and what: parts of the corpus, the model, the step function.
     config = fit_config(config, corpus)
-    info = RunInfo(config, corpus.features, identity(corpus))
+    info = RunInfo(config, corpus.features, identity(corpus), dimensions=dimensions(corpus))
     _require_ours(workdir, info)
     fold = fold_of(config.training)
     parts = held_out(corpus, fold)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.demo import run_demo
-from dsaml_jax.evaluation import COLUMNS, DIMENSIONS
+from dsaml_jax.evaluation import COLUMNS
 from dsaml_jax.progress import Console
 from dsaml_jax.report import environment
 

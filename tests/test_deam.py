@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.audio import load_audio
-from data_prep.base import DataError
+from data_prep.base import DataError, FlatTraces
 from data_prep.deam import read_averaged, read_deam, read_raters, read_static
+from data_prep.validation import check
 from tests.deam_files import (
     AUDIO,
     AVERAGED,
@@ -164,10 +166,21 @@ def test_ratings_that_are_no_use_are_counted(small):
     lines += [lines[3], lines[3].replace("worker2", "")]
     path.write_text("\n".join(lines))
     corpus = read_deam(small)
-    assert [r.annotator_id for r in corpus.songs[0].ratings] == ["worker2", "worker3"]
+    ratings = {rating.annotator_id: rating for rating in corpus.songs[0].ratings}
+    assert list(ratings) == ["somebody else", "worker0", "worker1", "worker2", "worker3"]
+    drawn = {
+        who: (bool(np.isfinite(x.arousal).any()), bool(np.isfinite(x.valence).any()))
+        for who, x in ratings.items()
+    }
+    assert drawn["somebody else"] == (True, False) and drawn["worker1"] == (False, True)
+    assert drawn["worker0"] == drawn["worker2"] == (True, True)
+    assert corpus.flat == {"arousal": FlatTraces(12, 1, 1), "valence": FlatTraces(12, 0, 0)}
+    strict = read_deam(small, flat="drop")
+    (kept,) = (x for x in strict.songs[0].ratings if x.annotator_id == "worker0")
+    assert not np.isfinite(kept.arousal).any() and np.isfinite(kept.valence).any()
+    assert strict.flat == corpus.flat
     counts = {what.split(" (")[0]: count for what, count in corpus.dropped.items()}
     assert counts == {
-        "ratings hardly move": 1, "ratings exist in one dimension only; left out": 2,
         "traces have an empty WorkerId; left out": 1,
         "traces are by a rater who drew the song before; the first is kept": 1,
     }  # fmt: skip
@@ -183,11 +196,13 @@ def test_ratings_that_are_no_use_are_counted(small):
         ("sample_15000ms,WorkerId\n0.5\n", "line 2: too short"),
     ],
 )  # fmt: skip
-def test_a_damaged_rater_file_costs_one_song_its_ratings(small, text, message):
+def test_a_damaged_rater_file_costs_one_song_its_ratings_of_that_dimension(small, text, message):
     path = small / PER_RATER / "valence" / "10.csv"
     path.write_text(text)
     corpus = read_deam(small)
-    assert [len(song.ratings) for song in corpus.songs] == [4, 0, 4]
+    assert [len(song.ratings) for song in corpus.songs] == [4, 4, 4]
+    for rating in corpus.songs[1].ratings:
+        assert np.isfinite(rating.arousal).any() and not np.isfinite(rating.valence).any()
     (note,) = corpus.notes
     assert str(path) in note and message in note and "song 10" in note
 
@@ -208,8 +223,10 @@ def test_songs_without_sound_or_in_one_dimension(small):
     with (small / AVERAGED / "valence.csv").open("a") as file:
         file.write("11,0.1,0.2\n")
     corpus = read_deam(small)
-    assert [song.audio is None for song in corpus.songs] == [False, True, False]
-    assert corpus.dropped == {"songs are annotated in one dimension only; left out": 1}
+    assert [song.audio is None for song in corpus.songs] == [False, True, True, False]
+    assert np.isfinite(corpus.songs[2].valence).all()
+    assert not np.isfinite(corpus.songs[2].arousal).any()
+    assert corpus.notes == ("1 songs are annotated in one dimension only",) and not corpus.dropped
 
 
 def test_short_stereo_clips_with_peaks_above_one(tmp_path):
@@ -234,14 +251,11 @@ def break_corpus(root, kind):
         "gap": "song_id,sample_15000ms,sample_16500ms\n3,0.1,0.2\n",
         "no column": "x,song_id,sample_15000ms\ny,3,0.1\n",
         "path": header("song_id", 1) + "\n../3,0.1\n",
-        "others": header("song_id", 1) + "\n4,0.1\n",
     }  # fmt: skip
     if kind == "no audio folder":
         shutil.rmtree(root / "DEAM_audio")
     elif kind == "no annotations":
         shutil.rmtree(root / "DEAM_Annotations")
-    elif kind == "no valence":
-        (root / AVERAGED / "valence.csv").unlink()
     elif kind == "a folder":
         averaged.unlink()
         averaged.mkdir()
@@ -262,13 +276,13 @@ def break_corpus(root, kind):
     [
         ("no audio folder", "DEAM_audio.zip.*MEMD_audio.*https"),
         ("no annotations", "DEAM_Annotations.zip.*averaged per song.*https"),
-        ("no valence", "valence.csv: no such file"), ("a folder", "arousal.csv: cannot be read"),
+        ("a folder", "arousal.csv: cannot be read"),
         ("empty", "arousal.csv: the header has no"), ("binary", "not a CSV"),
         ("words", "line 2: the value 'happy'"), ("range", "line 3: the value '7.5'"),
         ("nan", "line 2: the value 'nan'"), ("twice", "line 3: song 3 is there twice"),
         ("no samples", "line 2: song 3 has no samples"), ("no songs", "no songs"),
         ("header", "sample_15000ms"), ("gap", "side by side"), ("no column", "first column"),
-        ("path", "line 2: song_id '../3'"), ("others", "no song is annotated in both"),
+        ("path", "line 2: song_id '../3'"),
         ("static", "1_2000.csv, line 2: valence_mean '9.5'"),
         ("static twice", "1_2000.csv, line 3: song 3 is there twice"),
     ],
@@ -337,3 +351,69 @@ def test_what_was_written_is_read(tmp_path, curves):
     assert read.keys() == curves.keys()
     for song, values in curves.items():
         np.testing.assert_array_equal(read[song], np.array(values, np.float32))
+
+
+def test_a_corpus_of_one_dimension(small):
+    (small / AVERAGED / "valence.csv").unlink()
+    shutil.rmtree(small / PER_RATER / "valence")
+    corpus = read_deam(small)
+    assert len(corpus.songs) == 3 and "arousal alone" in " ".join(corpus.notes)
+    for song in corpus.songs:
+        assert len(song.ratings) == 4
+        assert not any(np.isfinite(x.valence).any() for x in (song, *song.ratings))
+
+
+def test_excerpts_begin_later_than_the_annotations(small):
+    """The sound of these files is that of 20 to 66 s; what is annotated before has no sound."""
+    corpus = read_deam(small, audio_start=20.0)
+    assert {song.start for song in corpus.songs} == {-5.0}
+    whole = {song.song_id: song for song in corpus.songs}
+    checked = check(corpus, workers=1)
+    assert not checked.lines() and len(checked.songs) == 3
+    for song in checked.songs:
+        assert song.start == 0.0
+        for curves, before in zip(
+            (song, *song.ratings), (whole[song.song_id], *whole[song.song_id].ratings), strict=True
+        ):
+            np.testing.assert_array_equal(curves.arousal, before.arousal[10:])
+            np.testing.assert_array_equal(curves.valence, before.valence[10:])
+    for wrong in (-1.0, 0.25, float("nan")):
+        with pytest.raises(DataError, match="--audio-start"):
+            read_deam(small, audio_start=wrong)
+
+
+def test_excerpts_without_their_beginning_are_one_line(tmp_path):
+    root = make_deam(tmp_path, {str(i): (60, 60) for i in range(2, 32)}, raters=1, seconds=10.0)
+    checked = check(read_deam(root), workers=1)
+    assert not checked.songs and len(checked.early) == len(checked.all_lines()) == 30
+    (line,) = checked.lines()
+    assert "30 sound files" in line and "--audio-start" in line
+    short = check(read_deam(root, audio_start=20.0), workers=1)
+    (line,) = short.lines()
+    assert len(short.songs) == 30 and "30 songs are annotated beyond" in line
+    clipped = make_deam(tmp_path / "clipped", {"2": (60, 60)}, raters=1, seconds=4.0)
+    (line,) = check(read_deam(clipped, audio_start=20.0), workers=1).lines()
+    assert "4.0 s of sound; at least 5 s" in line
+
+
+def test_the_real_single_raters(real, tmp_path):
+    """Counts of the real files: 98 people, some flat, some in one dimension, some twice."""
+    with zipfile.ZipFile(real / "deam" / "DEAM_Annotations.zip") as archive:
+        archive.extractall(tmp_path / "DEAM_Annotations")
+    (tmp_path / "DEAM_audio").mkdir()
+    (tmp_path / AUDIO).symlink_to(real / "deam" / "excerpts")
+    corpus = read_deam(tmp_path, audio_start=30.0)
+    people = {rating.annotator_id for song in corpus.songs for rating in song.ratings}
+    assert len(people) == 98
+    rated = {song.song_id for song in corpus.songs if song.ratings}
+    assert len(rated) == 858 and min(map(int, rated)) > 1000
+    ratings = [rating for song in corpus.songs for rating in song.ratings]
+    assert len(ratings) == 8293
+    both = sum(np.isfinite(x.arousal).any() and np.isfinite(x.valence).any() for x in ratings)
+    assert 0 < len(ratings) - both < 30
+    flat = {name: (x.traces, x.flat, x.people) for name, x in corpus.flat.items()}
+    assert flat == {"arousal": (8279, 2263, 41), "valence": (8285, 2801, 48)}
+    assert sum("rater who drew the song before" in what for what in corpus.dropped) == 1
+    dropped = read_deam(tmp_path, audio_start=30.0, flat="drop")
+    assert dropped.flat == corpus.flat
+    assert sum(len(song.ratings) for song in dropped.songs) < 8293

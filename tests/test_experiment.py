@@ -13,10 +13,11 @@ from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.corpus import held_out
 from dsaml_jax.evaluation import COLUMNS, agreed_trial, mean_scores
+from dsaml_jax.evaluation.scores import unit_means
 from dsaml_jax.experiment import Experiment, Judged, Method, Outcome, Runner, Training
 from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
-from dsaml_jax.experiment.statistics import by_unit, paired_difference
+from dsaml_jax.experiment.statistics import paired_difference
 from dsaml_jax.experiment.tables import (
     difference,
     differences_table,
@@ -33,7 +34,7 @@ from tests.conftest import SMALL_MODEL
 
 
 def test_means_of_units_count_each_unit_once():
-    names, means = by_unit(["b", "a", "b", "b"], np.array([1.0, 5.0, 2.0, 3.0]))
+    names, means = unit_means(["b", "a", "b", "b"], np.array([1.0, 5.0, 2.0, 3.0]))
     assert names == ["a", "b"]
     np.testing.assert_allclose(means, [5.0, 2.0])
 

@@ -10,7 +10,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.base import DataError
+from data_prep.base import DataError, FlatTraces
 from data_prep.curves import on_grid
 from data_prep.folder import COLUMNS, TABLE, corpus_name, read_annotations, read_folder
 from data_prep.shards import read_corpus
@@ -71,10 +71,18 @@ def test_gaps_of_more_than_a_second_are_unlabelled(tmp_path):
 def test_flat_traces_are_left_out_of_the_ratings_but_not_of_the_mean(tmp_path):
     flat = [("1", "ben", t, 0.5, 0.1 * t) for t in range(5)]
     late = [("1", "cat", 40 + t, 0.1 * t, 0.1 * t) for t in range(4)]
-    corpus = read_folder(make_folder(tmp_path / "x", ramp("1", "ann", range(5)) + flat + late))
+    still = [("1", "dan", t, 0.1, -0.2) for t in range(5)]
+    root = make_folder(tmp_path / "x", ramp("1", "ann", range(5)) + flat + late + still)
+    corpus = read_folder(root, flat="drop")
     (song,) = corpus.songs
-    assert [rating.annotator_id for rating in song.ratings] == ["ann", "cat"]
+    ratings = {rating.annotator_id: rating for rating in song.ratings}
+    assert list(ratings) == ["ann", "ben", "cat"]
+    assert not np.isfinite(ratings["ben"].arousal).any() and np.isfinite(ratings["ben"].valence).any()  # fmt: skip
     assert list(corpus.dropped.values()) == [1] and "hardly move" in next(iter(corpus.dropped))
+    assert corpus.flat == {"arousal": FlatTraces(4, 2, 2), "valence": FlatTraces(4, 1, 1)}
+    kept = read_folder(root).songs[0].ratings
+    assert [rating.annotator_id for rating in kept] == ["ann", "ben", "cat", "dan"]
+    song = read_folder(make_folder(tmp_path / "y", ramp("1", "ann", range(5)) + flat + late)).songs[0]  # fmt: skip
     np.testing.assert_allclose(song.arousal[:9:2], [0.25, 0.3, 0.35, 0.4, 0.45], atol=1e-6)
 
 
@@ -126,7 +134,7 @@ def test_a_name_can_be_given(tmp_path):
     ("row", "message"),
     [
         ("1,ann,0.0,0,0", "line 5: ann has 0 s of song 1 already on line 2"),
-        ("1,ann,2,1.01,0", "line 5: arousal '1.01'"), ("1,ann,2,0,", "line 5: valence ''"),
+        ("1,ann,2,1.01,0", "line 5: arousal '1.01'"),
         ("1,ann,2,0,nan", "line 5: valence 'nan'"), ("1,ann,-0.1,0,0", "line 5: time"),
         ("1,ann,inf,0,0", "line 5: time"), ("1,ann,1e9,0,0", "line 5: time"),
         ("1,ann,2,0_1,0", "line 5: arousal '0_1'"), ("1,ann,2,0", "line 5: 4 cells, 5 are"),
@@ -149,7 +157,7 @@ def test_bad_rows_are_said_in_one_line(tmp_path, row, message):
     ("text", "message"),
     [
         ("", "no column 'song_id'"), (",".join(COLUMNS), "no annotations"),
-        ("song_id,annotator_id,time,arousal\n", "no column 'valence'"),
+        ("song_id,annotator_id,time\n", "no column 'arousal'"),
         ("song_id,time,annotator_id,time,arousal,valence\n", "more than one column 'time'"),
         (b"\xff\xfe\x00", "not a CSV"),
     ],
@@ -162,8 +170,14 @@ def test_bad_tables(tmp_path, text, message):
 
 
 def test_missing_parts(tmp_path):
-    with pytest.raises(DataError, match="needs a file annotations.csv.*folder audio"):
+    with pytest.raises(DataError, match="no such folder"):
         read_folder(tmp_path / "nowhere")
+    (tmp_path / "study.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"is an archive; unpack it"):
+        read_folder(tmp_path / "study.zip")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="needs a file annotations.csv.*folder audio"):
+        read_folder(tmp_path / "empty")
     (make_folder(tmp_path, ramp("1", "ann", range(3))) / "audio").rmdir()
     with pytest.raises(DataError, match="folder audio"):
         read_folder(tmp_path)

@@ -196,3 +196,43 @@ def test_squared_error_counts_as_much_as_it_is_told():
     want = squared_error(out, arousal, valence, mask)
     assert float(more - plain) == pytest.approx(0.5 * float(want), abs=1e-6)
     assert float(terms["squared_error"]) == float(want)
+
+
+def test_each_dimension_has_labels_of_its_own():
+    """Sample 0 in arousal alone, sample 1 in valence alone, sample 2 in both with gaps of their own."""
+    out, labels = make_output(), np.random.RandomState(4).uniform(-1, 1, (2, 3, 7))
+    mask = np.zeros((3, 7, 2), bool)
+    mask[0, :, 0] = mask[1, 2:, 1] = mask[2, :5, 0] = mask[2, 3:, 1] = True
+    labels = np.where(np.moveaxis(mask, -1, 0), labels, np.nan).astype(np.float32)
+    loss, terms = dsaml_loss(out, *map(jnp.asarray, labels), config=CONFIG, mask=jnp.asarray(mask))
+    good, squares = [], []
+    for i, (name, samples) in enumerate((("arousal", (0, 2)), ("valence", (1, 2)))):
+        prediction = np.asarray(getattr(out, name))
+        for metric in ("ccc", "pcc", "rmse"):
+            values = [
+                reference(metric, prediction[k, mask[k, :, i]], labels[i, k, mask[k, :, i]])
+                for k in samples
+            ]
+            assert terms[f"{name}_{metric}"] == pytest.approx(np.mean(values), abs=1e-5)
+            good.append(1 - np.mean(values) if metric == "rmse" else np.mean(values))
+        squares.append(np.mean((prediction - labels[i])[mask[..., i]] ** 2))
+    assert terms["score"] == pytest.approx(np.mean(good), abs=1e-5)
+    error = squared_error(out, *map(jnp.asarray, labels), jnp.asarray(mask))
+    assert error == pytest.approx(sum(squares), abs=1e-5)
+    assert np.isfinite(loss)
+
+
+def test_a_dimension_that_nobody_labelled_is_left_out():
+    out, labels = make_output(), np.random.RandomState(4).uniform(-1, 1, (3, 7))
+    nothing = jnp.full((3, 7), jnp.nan)
+    mask = jnp.stack([jnp.ones((3, 7), bool), jnp.zeros((3, 7), bool)], axis=-1)
+    arousal = jnp.asarray(labels, jnp.float32)
+
+    def loss(out):
+        value, terms = dsaml_loss(out, arousal, nothing, config=CONFIG, mask=mask)
+        return value + squared_error(out, arousal, nothing, mask), terms
+
+    (_, terms), gradient = jax.value_and_grad(loss, has_aux=True)(out)
+    expected = (terms["arousal_ccc"] + terms["arousal_pcc"] + 1 - terms["arousal_rmse"]) / 3
+    assert terms["score"] == pytest.approx(float(expected), abs=1e-6)
+    assert np.asarray(gradient.arousal).any() and not np.asarray(gradient.valence).any()

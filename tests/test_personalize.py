@@ -67,7 +67,7 @@ def test_dense_annotations_are_interpolated():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "first line must name"), ("time,arousal\n1,2\n", "first line must name"),
+        ("", "first line must name"), ("time,arousal\n1,2\n", "line 2.*from -1 to 1"), ("time,time\n1,2\n", "first line must name"),
         ("time,arousal,valence\n", "no annotations"), ("time,arousal,valence\n1,0.5\n", "line 2: 2 cells"),
         ("time,arousal,valence\n1,0.5,0\n2,0.5\n", "line 3: 2 cells"),
         ("time,arousal,valence\n1,nan,0\n", "line 2.*not a number"), ("time,arousal,valence\n1,2.5,0\n", "line 2.*from -1 to 1"),
@@ -134,9 +134,10 @@ def test_support_takes_labelled_windows_only(small_run, song):
     features = features_of_file(song, loaded.info.features, None)  # 100 steps: windows at 0, 30, 40
     labels = np.full((100, 2), np.nan, np.float32)
     labels[:20] = 0.5
+    labels[5:12, 1] = np.nan
     batch = support_batch(features, labels, per_step=False)
     assert batch.arousal.shape == (1, 60)
-    assert int(batch.labelled.sum()) == 20
+    assert batch.labelled.sum(axis=(0, 1)).tolist() == [20, 13]
 
 
 def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
@@ -148,14 +149,36 @@ def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
     with pytest.raises(DataError, match="at least 5 s are needed"):
         personalize(loaded, song, sparse)
     short = tmp_path / "short.wav"
-    soundfile.write(short, np.zeros(29 * 8000), 8000)
-    with pytest.raises(DataError, match="29.0 s of sound; at least 30 s"):
+    soundfile.write(short, np.zeros(4 * 8000), 8000)
+    with pytest.raises(DataError, match="4.0 s of sound; at least 5 s"):
         predict_file(loaded, short)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     good = write_csv(tmp_path / "good.csv", steady(0.1, 0.1))
     with pytest.raises(UsageError, match="not an empty folder"):
         save_personalized(tmp_path / "full", loaded, personalize(loaded, song, good), "x")
+
+
+def test_a_curve_of_one_dimension_with_gaps_can_be_read_back(tmp_path):
+    curve = np.full((9, 2), np.nan)
+    curve[2:7, 1] = 0.5
+    write_curve(tmp_path / "a.csv", curve)
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == "time,valence"
+    values = read_annotations(tmp_path / "a.csv")
+    np.testing.assert_array_equal(on_grid(values, 9), curve)
+    curve[3:5, 0] = -0.25
+    write_curve(tmp_path / "b.csv", curve)
+    np.testing.assert_array_equal(on_grid(read_annotations(tmp_path / "b.csv"), 9), curve)
+
+
+def test_five_seconds_of_sound_in_one_dimension_are_enough(small_run, tmp_path):
+    path = tmp_path / "short.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(6 * 8000) / 5), 8000)
+    loaded = load_model(small_run)
+    drawn = write_csv(tmp_path / "d.csv", [(t, 0.5) for t in np.arange(0, 6, 0.5)], "time,arousal")
+    result = personalize(loaded, path, drawn)
+    assert result.after[0] < result.before[0] and result.after[1] == 0.0
+    assert predict_file(loaded, path).shape == (12, 2)
 
 
 def test_a_written_curve_can_be_read_back(tmp_path):

@@ -250,7 +250,7 @@ def test_songs_that_cannot_be_used_are_listed_with_the_reason(studio):
     _, study = studio
     assert len(study.library) == 6
     assert set(study.library.refused) == {"broken.mp3", "short.wav"}
-    assert "30 to 900 s" in study.library.refused["short.wav"]
+    assert "5 to 900 s" in study.library.refused["short.wav"]
 
 
 def test_annotating_adapting_and_looking(person, studio):
@@ -275,8 +275,10 @@ def test_annotating_adapting_and_looking(person, studio):
 
 def test_one_dimension_at_a_time(person, studio):
     song = song_named(studio[1], "three")
+    assert "arousal or valence" in person.post(f"/songs/{song.number}/adapt").json()["error"]
     person.annotate(song.number, 0.5, 0.5, dimension="arousal")
-    assert "arousal and valence" in person.post(f"/songs/{song.number}/adapt").json()["error"]
+    adaptation = person.adapt(song.number)
+    assert adaptation["after"] < adaptation["before"]
     person.annotate(song.number, -0.5, -0.5, dimension="valence")
     labels = studio[1].modelling.labels(person.who, song)
     assert np.nanmean(labels[:, 0]) == pytest.approx(0.5, abs=0.05)
@@ -601,7 +603,7 @@ def test_songs_of_ones_own(person, studio):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("a.exe", b"MZ", "only"), ("a.wav", b"RIFFnonsense", "not a sound file"), ("a.wav", sound(2.0), "30 to 900 s"),
+    [("a.exe", b"MZ", "only"), ("a.wav", b"RIFFnonsense", "not a sound file"), ("a.wav", sound(2.0), "5 to 900 s"),
      ("a.mp3", b"", "not a sound file"), ("noending", b"x", "only")],
 )  # fmt: skip
 def test_uploads_that_are_no_songs(person, studio, name, content, message):

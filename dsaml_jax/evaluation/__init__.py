@@ -17,7 +17,7 @@ from dsaml_jax.evaluation.evaluate import (
     table,
     write_evaluation,
 )
-from dsaml_jax.evaluation.scores import COLUMNS, DIMENSIONS, METRICS, dimensions_of, mean_scores
+from dsaml_jax.evaluation.scores import COLUMNS, METRICS, dimensions_of, mean_scores
 from dsaml_jax.evaluation.trials import (
     Judging,
     Protocol,
@@ -30,7 +30,6 @@ from dsaml_jax.evaluation.trials import (
 
 __all__ = [
     "COLUMNS",
-    "DIMENSIONS",
     "METRICS",
     "Evaluation",
     "Judging",

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsaml_jax import metrics
+from dsaml_jax.base import DIMENSIONS
 
 METRICS = ("rmse", "pcc", "ccc")
-DIMENSIONS = ("arousal", "valence")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
 
 Scores = dict[str, np.ndarray]
