@@ -137,7 +137,7 @@ def test_finite_differences(name, memory):
         gradient = jax.jit(jax.grad(problem.value))(problem.theta)
         for direction in directions(problem.theta):
             expected = slope(value_of, problem.theta, direction, 1e-5)
-            assert abs(expected) > 1e-4
+            assert abs(expected) > 1e-4  # far above that error
             assert along(gradient, direction) == pytest.approx(expected, rel=tolerance)
 
 
@@ -182,7 +182,7 @@ def test_finite_differences_on_the_model(real_model, memory):
         random = np.random.RandomState(3)
         direction = jax.tree.map(lambda p: jnp.asarray(random.randn(*p.shape)), params)
         expected = slope(lambda params: both(params)[0], params, direction, 1e-8)
-        assert abs(expected) > 1e-3
+        assert abs(expected) > 1e-3  # far above that error
         assert along(gradient, direction) == pytest.approx(expected, rel=1e-5)
 
 

