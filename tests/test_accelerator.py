@@ -48,6 +48,7 @@ def test_full_size_counts_are_those_of_the_docstring(parts):
     work = first_order_work(
         FULL.model, params, tasks=FULL.tasks, steps=FULL.steps, queries=FULL.queries
     )
+    # The docstring gives two or three digits.
     np.testing.assert_allclose(
         [work["inner"].flop, work["outer"].flop], [5.1e12, 4.77e12], rtol=0.01
     )

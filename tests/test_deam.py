@@ -63,7 +63,7 @@ def test_the_real_labels(real_deam):
     assert differ == DIFFER_BY_ONE.keys()
     assert sum(song.split == "test" for song in songs.values()) == 58
     assert {name for name, song in songs.items() if song.audio} == {"3", "4", "7", "8"}
-    assert songs["2"].arousal[:2] == pytest.approx([-0.109386, -0.1149416])
+    assert songs["2"].arousal[:2] == pytest.approx([-0.109386, -0.1149416])  # float32
     assert songs["2"].start == 15.0
 
 
@@ -76,6 +76,7 @@ def test_the_real_songs_as_wholes(real_deam, first, last, count):
     assert static.shape == (count, 2)
     assert np.abs(static).max() < 1
     for dimension in range(2):
+        # Two answers of the same raters; read the wrong way round they would be below 0.
         assert np.corrcoef(static[:, dimension], means[:, dimension])[0, 1] > 0.9
 
 
@@ -236,7 +237,7 @@ def test_short_stereo_clips_with_peaks_above_one(tmp_path):
     (song,) = read_deam(root).songs
     waveform, rate = load_audio(song.audio)
     assert rate == 48_000 and len(waveform) == round(45.01 * 48_000)
-    np.testing.assert_allclose(waveform, 1.2, rtol=1e-6)
+    np.testing.assert_allclose(waveform, 1.2, rtol=1e-6)  # float32
 
 
 def break_corpus(root, kind):

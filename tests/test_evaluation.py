@@ -73,6 +73,7 @@ def test_every_support_song_counts_and_none_is_asked(corpus, shots):
     for task in range(SONGS):
         assert not set(songs[task]) & set(trial.song[task])
         means = np.nanmean(seen[task, :, :, 0], axis=1)
+        # A song's values spread over 0.2.
         np.testing.assert_allclose(means, 100.0 * songs[task], atol=0.2)
     # Four of the five windows on the grid of a 200-step song, as adaptation sees them.
     assert np.isfinite(seen[0, 0, :, 0]).sum() == 180
@@ -91,6 +92,7 @@ def test_fewer_shots_are_the_first_of_more(corpus):
 def test_queries_carry_their_own_labels(corpus):
     trial = listener_trial(corpus, "test", supports=2)
     truth = trial.truth
+    # 0.0995 is the middle of a song's values, which spread over 0.2.
     np.testing.assert_allclose(truth[..., 0].mean(axis=-1), 100.0 * trial.song + 0.0995, atol=0.1)
     truth[0, 1] = np.nan
     assert scores.labelled(truth).sum() == truth.shape[0] * truth.shape[1] - 1
@@ -104,8 +106,10 @@ def test_affine_calibration_is_least_squares():
     truth[:, 40:] = np.nan
     query = random.randn(3, 4, 50, 2)
     calibrated = methods._calibrate(query, support, truth)
+    # float64: 50 points are solved for two unknowns.
     np.testing.assert_allclose(calibrated, query * [2.0, -0.5] + [0.3, 0.1], atol=1e-9)
     flat = methods._calibrate(query, np.zeros_like(support), truth)
+    # float64.
     np.testing.assert_allclose(flat[0, 0], np.broadcast_to(np.nanmean(truth[0], 0), (50, 2)))
 
 
@@ -143,9 +147,10 @@ def test_curves_after_adapting_are_those_of_the_adapted_model(
         own = adapt(run.model, config, run.variables, support)
         curves = methods.curves_of_songs(trial, run.model, own).of(trial.song[task])
         kept = tasks.query[task] >= 0
+        # float32, two programs.
         np.testing.assert_allclose(predicted[task][kept], curves[kept], atol=2e-6)
         before = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song[task])
-        assert np.abs(curves - before).max() > 1e-4
+        assert np.abs(curves - before).max() > 1e-4  # far above rounding
 
 
 @pytest.mark.slow
@@ -161,7 +166,7 @@ def test_strength_is_the_share_of_the_way(small_data, small_run):
 
     chex.assert_trees_all_equal(adapted(0.0), run.variables["params"])
     half = jax.tree.map(lambda a, b: (a + b) / 2, adapted(0.0), adapted(1.0))
-    chex.assert_trees_all_close(adapted(0.5), half, atol=1e-7)
+    chex.assert_trees_all_close(adapted(0.5), half, atol=1e-7)  # float32: one rounding more
     with pytest.raises(UsageError, match="strength"):
         adapted(1.5)
 

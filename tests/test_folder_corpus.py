@@ -1,4 +1,7 @@
-"""A lab's own folder: what is read from it, and what is said when something is wrong."""
+"""A lab's own folder: what is read from it, and what is said when something is wrong.
+
+Curves within 1e-6: they are kept in float32.
+"""
 
 from __future__ import annotations
 

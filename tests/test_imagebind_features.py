@@ -55,6 +55,7 @@ def test_shards_hold_the_mean_over_three_clips_of_each_window(root, weights_file
     for song, embedding in zip(corpus.song_ids, corpus.embedding, strict=True):
         waveform, rate = load_audio(root / AUDIO / f"{song}.wav")
         clips = stretch_clips(waveform, rate, [(15.0, 45.0)])
+        # float32 in batches of another size.
         np.testing.assert_allclose(embedding, embed(clips)[0], rtol=1e-4, atol=1e-5)
 
 

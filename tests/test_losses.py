@@ -1,4 +1,8 @@
-"""The loss against numpy, with masks and missing labels."""
+"""The loss against numpy, with masks and missing labels.
+
+Tolerances: float32 means of a few dozen numbers of size 1 (1e-6); through the metrics, which divide
+(1e-5).
+"""
 
 from __future__ import annotations
 
@@ -178,7 +182,7 @@ def test_squared_error_by_hand():
         return squared_error(out, *map(jnp.asarray, labels), mask)
 
     value, gradient = jax.value_and_grad(loss)(out, jnp.asarray(mask))
-    assert value == pytest.approx((apart[0] + apart[1]).mean(), abs=1e-6)
+    assert value == pytest.approx((apart[0] + apart[1]).mean(), abs=5e-6)  # near 3
     for side in (gradient.arousal, gradient.valence):
         assert np.isfinite(side).all() and not np.asarray(side)[~mask].any()
     assert loss(out, jnp.zeros((3, 7), bool)) == 0.0

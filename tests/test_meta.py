@@ -1,4 +1,8 @@
-"""Meta-gradients: closed forms, finite differences, independence of tasks, memory, traces."""
+"""Meta-gradients: closed forms, finite differences, independence of tasks, memory, traces.
+
+Tolerances from 1e-6 to 1e-4, relative: float32 sums over tasks in another order, carried through
+the inner steps.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +67,7 @@ def test_finite_differences_in_float64():
             jnp.vdot(g, d)
             for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
         )
+        # Differences of a value near 1 over 2e-6 have an error of 1e-10.
         assert (ahead - behind) / (2 * size) == pytest.approx(float(slope), rel=1e-7)
 
 
@@ -139,7 +144,7 @@ def test_memory_does_not_grow_with_the_inner_graph():
     more = temporaries("maml", 10) - temporaries("maml", 2)
     parameters = 2 * 8 * 32 * 32 * 4
     activations = 2 * 8 * 6 * 512 * 32 * 4
-    assert more < 4 * parameters
+    assert more < 4 * parameters  # the compiler may keep some twice
     assert more < activations / 10
 
 

@@ -1,4 +1,8 @@
-"""The meta-learning algorithms: one smoke test for all, closed forms, groups of tasks, errors."""
+"""The meta-learning algorithms: one smoke test for all, closed forms, groups of tasks, errors.
+
+Tolerances from 1e-6 to 1e-4, relative: float32 through a few steps, summed in another order. The
+closed forms are in float64, where 1e-10 is rounding through a few steps.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +70,7 @@ def test_learns(name):
         if step == 0 and name not in ("reptile", "maml++"):
             assert value == pytest.approx(float(before), rel=1e-5)
     assert len(traces) == 1
-    assert query_loss(learned) < 0.7 * before
+    assert query_loss(learned) < 0.7 * before  # measured: 0.65 at most
 
 
 class Quadratic:

@@ -1,4 +1,7 @@
-"""One annotated song: reading it, fitting it to the grid, adapting, and what cannot be."""
+"""One annotated song: reading it, fitting it to the grid, adapting, and what cannot be.
+
+Where no tolerance is given, numbers are float64.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ def test_dense_annotations_are_interpolated():
     time = np.arange(0, 10, 0.04)
     drawn = np.stack([time, np.sin(time), np.cos(time)], axis=1)
     curve = on_grid(drawn, 19)
+    # Straight lines over 40 ms of a sine miss it by 0.04² / 8 = 2e-4.
     np.testing.assert_allclose(curve[:, 0], np.sin(np.arange(19) / 2), atol=1e-3)
 
 
@@ -185,5 +189,5 @@ def test_a_written_curve_can_be_read_back(tmp_path):
     curve = np.random.RandomState(0).uniform(-1.5, 1.5, (40, 2))
     write_curve(tmp_path / "a.csv", curve)
     values = read_annotations(tmp_path / "a.csv")
-    np.testing.assert_allclose(values[:, 1:], np.clip(curve, -1, 1), atol=1e-5)
+    np.testing.assert_allclose(values[:, 1:], np.clip(curve, -1, 1), atol=1e-5)  # five decimals
     np.testing.assert_allclose(values[:, 0], np.arange(40) / 2)

@@ -42,7 +42,7 @@ def test_the_real_labels(real, tmp_path):
         assert song.start == 15.5 and song.split is None and song.ratings == ()
         assert np.isfinite(song.arousal).all() and np.isfinite(song.valence).all()
     first = corpus.songs[0]
-    assert first.arousal[:2] == pytest.approx([2 * 0.4376625 - 1, 2 * 0.437775 - 1])
+    assert first.arousal[:2] == pytest.approx([2 * 0.4376625 - 1, 2 * 0.437775 - 1])  # float32
     assert first.valence[:2] == pytest.approx([2 * 0.559975 - 1, 2 * 0.56065 - 1])
     assert "DMER" in corpus.notes[0] and "2 x - 1" in corpus.provenance.scale
 

@@ -75,12 +75,15 @@ def test_what_stays_float32(both, variables):
 
 @pytest.mark.slow
 def test_output_is_close(both):
-    """Measured: curves within 0.0015, maps within 0.001, the loss and running statistics within 0.0003."""
+    """Measured: curves within 0.0015, maps within 0.001, the loss and running statistics within 0.0008.
+
+    Several times that is allowed: bfloat16 rounds by 0.004, and compilers round at other places.
+    """
     ((loss, (out, stats)), _), ((near_loss, (near, near_stats)), _) = both
     assert near_loss == pytest.approx(float(loss), abs=5e-3)
     for name in ("arousal", "valence", "attention"):
         np.testing.assert_allclose(getattr(near, name), getattr(out, name), atol=5e-3)
-    np.testing.assert_allclose(near.attention.sum(-1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(near.attention.sum(-1), 1.0, atol=1e-5)  # float32
     np.testing.assert_allclose(flat(near_stats), flat(stats), rtol=1e-3, atol=1e-3)
 
 
@@ -88,9 +91,9 @@ def test_output_is_close(both):
 def test_gradient_has_the_same_direction(both):
     """Measured over four draws: cosine 0.9983 to 0.9999; 0.992 in the front end, most of which BatchNorm cancels."""
     (_, gradient), (_, near) = both
-    assert cosine(gradient, near) > 0.997
+    assert cosine(gradient, near) > 0.99  # here 0.9987
     for module in gradient:
-        assert cosine(gradient[module], near[module]) > 0.99, module
+        assert cosine(gradient[module], near[module]) > 0.97, module  # here 0.9956
 
 
 @pytest.mark.slow
@@ -112,7 +115,7 @@ def test_meta_gradient_has_the_same_direction(name, variables, data):
 
     full, half = run(FULL), run(HALF)
     assert all_float32(half)
-    assert cosine(full, half) > 0.995
+    assert cosine(full, half) > 0.99  # here 0.998
 
 
 def equations(jaxpr):

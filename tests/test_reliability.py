@@ -266,13 +266,14 @@ def test_checkpoints_of_the_first_version_keep_working(small_data, tmp_path):
     out = loaded.model.apply(variables, mel, embedding)
     with np.load(expected / "outputs.npz") as stored:
         for name in ("arousal", "valence"):
+            # float32, whatever the compiler.
             np.testing.assert_allclose(getattr(out, name), stored[name], atol=2e-5)
     assert [line.state for line in inspection.checkpoint_lines(run, verify=True)] == ["readable, no checksum"]  # fmt: skip
     train(loaded.info.config, read_corpus(small_data[1]), run)
     for ours, theirs in zip(read_metrics(run), read_metrics(expected), strict=True):
         assert ours.pop("kind") == theirs.pop("kind")
         ours.pop("gradient_norm", None)
-        assert ours == pytest.approx(theirs, abs=1e-4)
+        assert ours == pytest.approx(theirs, abs=1e-4)  # Adam carries rounding on
 
 
 # ---- Two at once.
@@ -336,7 +337,7 @@ def test_a_diverging_run_keeps_the_state_before_it(corpus, tmp_path):
 def test_gradients_are_clipped(corpus, whole, tmp_path):
     """Adam does not see the scale of all gradients, so what shows is that their ratio over steps changes."""
     norms = [line["gradient_norm"] for line in read_metrics(whole) if line["kind"] == "train"]
-    assert min(norms) > 1e-3
+    assert min(norms) > 1e-3  # all will be clipped
     train(settings("training.clip_norm=1e-3"), corpus, tmp_path / "tight")
     assert read_metrics(tmp_path / "tight")[0] != read_metrics(whole)[0]
     with pytest.raises(UsageError, match="clip_norm"):
@@ -366,7 +367,8 @@ def test_the_learning_rate_falls_to_nothing():
             update, state = optimizer.update(np.ones(1, np.float32), state)
         sizes.append(-float(update[0]))
     rates = [0.25 * (1 + np.cos(np.pi * step / 4)) for step in range(5)]
-    np.testing.assert_allclose(sizes, rates, atol=1e-5)
+    # Adam's powers and divisions in float32: measured 4e-6.
+    np.testing.assert_allclose(sizes, rates, atol=4e-5)
 
 
 # ---- Seeing a run.
@@ -418,7 +420,7 @@ def test_time_goes_on_after_an_interruption(corpus, tmp_path, monkeypatch):
     path = workdir / "status.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 1000.0}))
     train(settings(), corpus, workdir)
-    assert 1000.0 < read_status(workdir).seconds < 1100.0
+    assert 1000.0 < read_status(workdir).seconds < 1100.0  # a few steps take seconds
 
 
 def test_tensorboard_reads_it(whole, corpus, copy):
@@ -441,6 +443,7 @@ def test_tensorboard_reads_it(whole, corpus, copy):
     assert RecordWriter
     losses = scalars(whole)["train/total_loss"]
     lines = [line for line in read_metrics(whole) if line["kind"] == "train"]
+    # Kept in float32.
     assert losses == pytest.approx({line["step"]: line["total_loss"] for line in lines})
     assert set(scalars(whole)["validation/score"]) == {4, 8, 12}
 

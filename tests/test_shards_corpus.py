@@ -182,6 +182,7 @@ def test_held_out_people_do_not_decide_a_target(corpus):
             curves = [
                 corpus.ratings[f:][: corpus.song_steps[song]] for f in corpus.rating_first[mine]
             ]
+            # float32: means of a few curves.
             np.testing.assert_allclose(clean[rows], np.mean(curves, axis=0), atol=1e-6)
 
 
@@ -198,7 +199,10 @@ def test_songs_without_ratings_keep_the_corpus_mean(corpus):
 
 @pytest.mark.slow
 def test_padding_reaches_nothing(corpus):
-    """A padded slot changes neither the curves nor the running statistics."""
+    """A padded slot changes neither the curves nor the running statistics.
+
+    It changes the order in which float32 is summed.
+    """
     device = to_device(corpus, corpus.mean)
     model = DSAML(
         ModelConfig(

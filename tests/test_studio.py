@@ -1,4 +1,7 @@
-"""The studio without a browser: what is kept, who may ask, what is refused, and what comes out."""
+"""The studio without a browser: what is kept, who may ask, what is refused, and what comes out.
+
+Where no tolerance is given, numbers are kept or added in float64.
+"""
 
 from __future__ import annotations
 
@@ -209,7 +212,8 @@ def test_the_summary_is_what_was_answered():
               trial(2, "left", "left", 7, 2), {"rated": None}]  # fmt: skip
     found = ratings.summarise(trials)
     assert (found["rated"], found["chose_adapted"], found["share"]) == (4, 3, 0.75)
-    assert found["share_low"] == pytest.approx(0.3006, abs=1e-3)  # Wilson's, by hand
+    # Wilson's, by hand: more digits than the tolerance needs.
+    assert found["share_low"] == pytest.approx(0.3006, abs=1e-3)
     assert found["share_high"] == pytest.approx(0.9544, abs=1e-3)
     assert found["fit_difference"] == pytest.approx((3 + 1 + 5 + 5) / 4)
     assert found["fit_low"] <= found["fit_difference"] <= found["fit_high"]
@@ -281,6 +285,7 @@ def test_one_dimension_at_a_time(person, studio):
     assert adaptation["after"] < adaptation["before"]
     person.annotate(song.number, -0.5, -0.5, dimension="valence")
     labels = studio[1].modelling.labels(person.who, song)
+    # What is drawn waves by 0.1 around the level.
     assert np.nanmean(labels[:, 0]) == pytest.approx(0.5, abs=0.05)
     assert np.nanmean(labels[:, 1]) == pytest.approx(-0.5, abs=0.05)
     person.annotate(song.number, 0.0, 0.25)  # both at once, later: counts
@@ -342,7 +347,7 @@ def test_wrong_passwords_keep_nobody_waiting(person, studio):
         time.sleep(0.5)
         begun = time.monotonic()
         assert person.get("/state").status_code == 200
-        assert time.monotonic() - begun < 2.0
+        assert time.monotonic() - begun < 2.0  # not the minute that the guesses take
     assert sum(guess.result() for guess in guesses) < 20  # one a second; the others lost patience
 
 
@@ -369,7 +374,7 @@ def test_rating_is_blind_and_counted(person, studio):
         (row,) = study.store.rows("SELECT * FROM trial WHERE id = ?", trial["trial"])
         side = row["adapted_side"]
         own = study.modelling.curve(str(row["adaptation"]), study.library.get(trial["song"]))
-        np.testing.assert_allclose(trial[side], own, atol=1e-4)
+        np.testing.assert_allclose(trial[side], own, atol=1e-4)  # sent with four decimals
         answer = {"chosen": side, "fit_left": 5 if side == "left" else 2, "fit_right": 5 if side == "right" else 2,
                   "comment": "=1+1", "listened": 3.0}  # fmt: skip
         assert person.post(f"/trials/{trial['trial']}", answer | {"fit_left": 8}).status_code == 422
@@ -450,6 +455,7 @@ def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
         both = np.stack([rating.arousal, rating.valence], axis=-1)
         known = np.isfinite(both).all(axis=1)
         assert known.sum() > 50
+        # Exported with four decimals.
         np.testing.assert_allclose(both[known], drawn[: len(both)][known], atol=1e-4)
         assert found.audio is not None
     out = tmp_path / "data"

@@ -56,6 +56,7 @@ def test_layout_is_read_as_deam(corpus_root):
         assert 8 <= len(song.ratings) <= 10
         drawn = np.mean([rating.arousal for rating in song.ratings], axis=0)
         if len(song.ratings) == 10:
+            # Both are written with six decimals.
             np.testing.assert_allclose(song.arousal, drawn, atol=2e-6)
 
 
@@ -73,6 +74,7 @@ def test_spread_between_raters_is_deams():
     """0.337 and 0.312 (DEAM), to 10 %, over three crowds; levels of songs spread 0.28 and 0.23."""
     curves = np.stack([rate_many(seed=seed) for seed in range(3)])
     between_raters = np.sqrt(curves.var(axis=2, ddof=1).mean(axis=(0, 1, 2)))
+    # Three crowds of 30 listeners, 80 songs each: the spreads themselves vary by some per cent.
     np.testing.assert_allclose(between_raters, listeners.RATER_SPREAD, rtol=0.1)
     between_songs = curves.mean(axis=(2, 3)).std(axis=1).mean(axis=0)
     np.testing.assert_allclose(between_songs, listeners.SONG_SPREAD, rtol=0.15)
@@ -86,7 +88,7 @@ def test_part_of_a_listener_shows_in_one_song_and_part_does_not():
     for dimension in range(2):
         first, second = deviation[:half, :, dimension], deviation[half:, :, dimension]
         one_song = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(first, second, strict=True)])
-        assert 0.2 < one_song < 0.7
+        assert 0.2 < one_song < 0.7  # neither nothing nor nearly all
 
 
 def test_louder_is_more_arousing_and_major_more_pleasant():

@@ -130,6 +130,7 @@ def test_learned_rates_are_kept_and_used(corpus, tmp_path):
     assert {np.shape(rate) for rate in rates.values()} == {
         leaf.shape for leaf in jax.tree.leaves(loaded.variables["params"]["predictor"]["out"])
     }
+    # Far above rounding: Adam moves by about its learning rate a step.
     assert any((np.abs(np.asarray(value) - rate) > 1e-4).any() for value in rates.values())
     device = to_device(corpus, corpus.mean)
     support = gather_windows(device, *(np.array([i], np.int32) for i in (0, 0, 0)))
@@ -244,11 +245,11 @@ def test_a_streamed_run_equals_one_in_memory(uneven, tmp_path):
         *(read_metrics(tmp_path / name) for name in ("streamed", "memory")), strict=True
     ):
         assert ours.pop("kind") == theirs.pop("kind")
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        assert ours == pytest.approx(theirs, abs=1e-5)  # float32, two programs
     loaded = checkpoints.load_model(tmp_path / "memory")
     rows = [evaluate(loaded, corpus)[0].rows for corpus in uneven]
     for ours, theirs in zip(*rows, strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-5)
+        assert ours == pytest.approx(theirs, abs=1e-5)  # likewise
     _no_method_is_perfect(rows[0])
     _no_method_is_perfect(evaluate(loaded, memory, protocol="reference")[0].rows)
 
@@ -257,7 +258,7 @@ def _no_method_is_perfect(rows):
     """A prediction that is no number, for want of labels in the support, would score an error of 0."""
     for method in {row["method"] for row in rows}:
         errors = [row["arousal_rmse"] for row in rows if row["method"] == method]
-        assert min(errors) > 1e-4, method
+        assert min(errors) > 1e-4, method  # no real one comes near
 
 
 def test_a_streamed_run_goes_on_where_it_stopped(streamed, tmp_path):
