@@ -162,7 +162,7 @@ def _raters(statistics: dict[str, Any]) -> str:
 
 
 def _flat(flat: dict[str, dict[str, int]]) -> str:
-    """Of which the reader was told to keep or drop; a card of before version 0.2 says nothing."""
+    """What the reader was told to keep or drop."""
     rows = [
         (name, f"{x['traces']:,}", f"{x['flat']:,} ({x['flat'] / max(x['traces'], 1):.0%})", f"{x['people']:,}")
         for name, x in flat.items()

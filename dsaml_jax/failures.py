@@ -323,7 +323,7 @@ def read_bundle(path: Path) -> Bundle:
 
 
 def _song_batch(arrays: dict[str, np.ndarray]) -> SongBatch:
-    """Up to version 0.1 one mask stood for arousal and valence."""
+    """In older files one mask stands for arousal and valence."""
     labelled = arrays["labelled"]
     if labelled.ndim == arrays["present"].ndim:
         labelled = np.stack([labelled] * 2, axis=-1)
