@@ -238,6 +238,8 @@ def _add_train(add: Add) -> None:
     _add_stream_above(train)
     train.add_argument("--task", choices=("pdmer", "dmer"),
                        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")  # fmt: skip
+    train.add_argument("--protocol", choices=("clean", "reference"),
+                       help="clean: hold out people and songs (default)\nreference: as published, hold out songs alone; people with more than 15 songs with --preset reference")  # fmt: skip
     _add_folds(train)
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
@@ -258,8 +260,8 @@ def _add_evaluate(add: Add) -> None:
     evaluate = add("evaluate", commands.evaluate_command, "Score a run on the test songs, beside simple baselines")  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
-    evaluate.add_argument("--protocol", choices=("clean", "reference"), default="clean",
-                          help="clean: unseen songs and annotators, adapt on another song (default)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
+    evaluate.add_argument("--protocol", choices=("clean", "reference"),
+                          help="clean: unseen songs and annotators, adapt on another song (default: as trained)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
     _add_folds(evaluate)
     _add_stream_above(evaluate)
     evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")  # fmt: skip

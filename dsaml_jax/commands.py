@@ -208,7 +208,7 @@ def train_command(options: argparse.Namespace) -> None:
 
     settings = [f"training.{key}={value}" for key, value in
                 (("task", options.task), ("steps", options.steps), ("seed", options.seed),
-                 ("folds", options.folds), ("song_folds", options.song_folds), ("fold", options.fold))
+                 ("protocol", options.protocol), ("folds", options.folds), ("song_folds", options.song_folds), ("fold", options.fold))
                 if value is not None]  # fmt: skip
     config = with_settings(preset(options.preset), settings + options.set)
     _join_processes(options)

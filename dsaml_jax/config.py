@@ -138,6 +138,7 @@ class TrainingConfig:
       validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
       validation_tasks: at most so many tasks in a validation of PDMER.
       init_from: work directory of a run to start from (its best checkpoint); empty for none.
+      protocol: `clean`: people and songs are held out; `reference`, as published: songs alone.
       folds, song_folds, fold: who is held out, see :class:`dsaml_jax.corpus.Fold`; 0 folds: the corpus's own split.
     """
 
@@ -153,6 +154,7 @@ class TrainingConfig:
     validate_every: int = 100
     validation_tasks: int = 32
     init_from: str = ""
+    protocol: Literal["clean", "reference"] = "clean"
     folds: int = 0
     song_folds: int = 0
     fold: int = 0
@@ -186,6 +188,8 @@ class TrainingConfig:
                 if self.folds
                 else "training.fold needs training.folds, the number of folds"
             )
+        if self.protocol == "reference" and self.folds:
+            raise UsageError("the published protocol has no folds: training.folds is for clean")
         if not 0 <= self.seed < 2**32:
             raise UsageError("training.seed must be in [0, 2^32)")
 

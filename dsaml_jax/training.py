@@ -247,7 +247,9 @@ def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
         if config.training.task == "dmer":
             judging = agreed_judging(corpus, part, fold=fold)
         else:
-            judging, _ = listener_judging(corpus, part, shots=shots, fold=fold)
+            judging, _ = listener_judging(
+                corpus, part, protocol=config.training.protocol, shots=shots, fold=fold
+            )
         lines += judging.lines()
     return lines
 
@@ -443,7 +445,7 @@ def _make_validation(
             curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
         )
     trial = listener_trial(
-        corpus, "validation", shots=config.meta.support_songs, supports=4,
+        corpus, "validation", protocol=config.training.protocol, shots=config.meta.support_songs, supports=4,
         most=config.training.validation_tasks, device=device, fold=fold,
     )  # fmt: skip
     people = trial.units()

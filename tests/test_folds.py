@@ -20,7 +20,7 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
-from dsaml_jax.corpus import Fold, gather_windows, held_out, to_device, window_steps
+from dsaml_jax.corpus import Fold, fold_of, gather_windows, held_out, to_device, window_steps
 from dsaml_jax.evaluation import agreed_judging, listener_judging, listener_trial
 from dsaml_jax.evaluation import methods as ways
 from dsaml_jax.experiment import Runner
@@ -269,3 +269,17 @@ def test_sound_of_excerpts_through_prediction(tmp_path, small_run):
     assert main([*arguments, str(tmp_path / "6.wav")]) == 0
     assert len((tmp_path / "out" / "6.csv").read_text().splitlines()) == 13
     assert main([*arguments, str(tmp_path / "4.wav")]) != 0
+
+
+def test_the_published_protocol_holds_out_songs_alone(corpus, tmp_path):
+    """Everybody's ratings of training songs train; whoever rated a test song is judged on it."""
+    settings = (*SMALL_MODEL, "training.protocol=reference", "meta.min_songs=16")
+    config = with_settings(preset("tiny"), settings)
+    parts = held_out(corpus, fold_of(config.training))
+    of_songs = np.isin(corpus.rating_song, parts["train"].songs)
+    np.testing.assert_array_equal(parts["train"].ratings, np.flatnonzero(of_songs))
+    said = " ".join(judging_lines(corpus, config))
+    assert "test (the corpus's own split of songs, nobody held out): 2 people, 6 to 6 songs" in said
+    assert "6 of 6 songs are no longer than the 30 s" in said
+    with pytest.raises(UsageError, match="no folds"):
+        with_settings(preset("tiny"), (*settings, "training.folds=3"))

@@ -75,7 +75,7 @@ def evaluate(
     run: LoadedModel,
     corpus: Corpus,
     *,
-    protocol: Protocol = "clean",
+    protocol: Protocol | None = None,
     dmer: LoadedModel | None = None,
     console: Console | None = None,
 ) -> tuple[Evaluation, ListenerCurves | None]:
@@ -84,7 +84,7 @@ def evaluate(
     Args:
       run: the model, by the best checkpoint on validation.
       corpus: with the features the run was trained on.
-      protocol: see :mod:`dsaml_jax.evaluation`; DMER has only one.
+      protocol: see :mod:`dsaml_jax.evaluation`; None: that of the training. DMER has only one.
       dmer: a DMER run, for the baselines that start from it.
       console: where progress goes.
 
@@ -101,13 +101,19 @@ def evaluate(
         mine, its = (fold_of(model.info.config.training) for model in (run, dmer))
         if mine != its:
             raise UsageError(f"the run is of {mine}, the DMER run of {its}; take one of the same")
+    trained = run.info.config.training.protocol
+    protocol = protocol or trained
     if run.info.config.training.task == "dmer":
-        if protocol != "clean":
+        if protocol != trained:
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
         trial = agreed_trial(corpus, "test", fold=fold_of(run.info.config.training))
         predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
-        facts = {"songs": len(trial.songs), "checkpoint_step": run.step}
+        facts: dict[str, Any] = {"songs": len(trial.songs), "checkpoint_step": run.step}
         return _tabulate("clean", "dmer", trial, predicted, facts), None
+    if protocol == "clean" and trained == "reference":
+        raise UsageError(
+            "the run was trained as published, with nobody held out: --protocol clean has no unseen people"
+        )
     return _evaluate_pdmer(run, corpus, protocol, dmer, console or Console(quiet=True))
 
 

@@ -308,10 +308,11 @@ def listener_judging(
     else:
         left_out = {}
         tasks = same_song_tasks(pool, most=most)
-        short = int((~_is_long(corpus, tasks.query_song)).sum())
+        songs = np.unique(tasks.query_song)
+        short = int((~_is_long(corpus, songs)).sum())
         if short:
             notes.append(
-                f"{short} of {tasks.query_song.size} songs are no longer than the 30 s that are adapted to: judged on them"
+                f"{short} of {len(songs)} songs are no longer than the 30 s that are adapted to: judged on them"
             )
     kept = tasks.query >= 0
     who = np.repeat(tasks.annotator, kept.sum(axis=1))
