@@ -84,6 +84,7 @@ def drawing(
                 support_songs=config.meta.support_songs,
                 query_songs=config.meta.query_songs,
                 kind=config.meta.task_kind,
+                people_weight=config.meta.people_weight,
             )
         )
 

@@ -73,6 +73,7 @@ class MetaConfig:
       batch_norm: statistics that normalise while adapting and in the meta-step: `batch`, as in the
         reference, or `running`, the ones that are also used for prediction. Running statistics follow
         the query batches in both cases.
+      people_weight: an annotator is drawn by their number of songs to this power: 0, everybody alike; 1, in proportion.
       task_kind: `annotator`, or `random`: tasks that mix annotators, the contrast of the paper.
     """
 
@@ -96,6 +97,7 @@ class MetaConfig:
     squared_error_weight: float = 0.0
     batch_norm: Literal["batch", "running"] = "batch"
     task_kind: Literal["annotator", "random"] = "annotator"
+    people_weight: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice("meta.algorithm", self.algorithm, algorithm_names())
@@ -112,6 +114,8 @@ class MetaConfig:
             raise UsageError("maml++ needs meta.steps of 1 or more")
         _check_rate("meta.learning_rate", self.learning_rate)
         _check_rate("meta.proximal", self.proximal)
+        if not 0.0 <= self.people_weight <= 2.0:
+            raise UsageError(f"meta.people_weight {self.people_weight} must be from 0 to 2")
         if not 0.0 <= self.strength <= 1.0:
             raise UsageError("meta.strength must be in [0, 1]")
         if not 0.0 <= self.squared_error_weight < math.inf:

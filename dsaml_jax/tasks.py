@@ -170,6 +170,7 @@ def sample_tasks(
     support_songs: int,
     query_songs: int,
     kind: str = "annotator",
+    people_weight: float = 0.0,
 ) -> TaskBatch:
     """Tasks of one meta-step.
 
@@ -182,12 +183,15 @@ def sample_tasks(
       query_songs: `Q` at most; people with fewer songs are padded.
       kind: `annotator`; or `random`: each task takes songs at random, and for each song somebody who rated
         it, so that support and query are by different people.
+      people_weight: somebody is drawn by their number of songs to this power: 0, everybody alike; 1, every rating.
     """
     draw = uniform_stream(seed, step)
     if kind == "random":
         return _random_tasks(pool, draw, tasks, support_songs, query_songs)
     rounds = -(-tasks // len(pool.annotators))
-    order = np.argsort(draw.random((rounds, len(pool.annotators))), axis=1, kind="stable")
+    # A race of exponential clocks draws without replacement; with equal rates it has the order of the uniforms.
+    clocks = -np.log1p(-draw.random((rounds, len(pool.annotators))))
+    order = np.argsort(clocks / pool.counts**people_weight, axis=1, kind="stable")
     who = order.reshape(-1)[:tasks]
     keys = draw.random((tasks, pool.ratings.shape[1]))
     keys[pool.ratings[who] < 0] = 2.0  # padding sorts last

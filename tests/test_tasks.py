@@ -249,3 +249,22 @@ def test_in_front():
     many = np.random.RandomState(0).random_sample((3, 500)) < 0.5
     for row, chosen in zip(in_front(many)[0], many, strict=True):
         np.testing.assert_array_equal(row[: chosen.sum()], np.flatnonzero(chosen))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_people_are_drawn_by_their_number_of_songs_to_a_power(weight):
+    """One task a step, 4000 steps: shares to within five standard errors of the binomial."""
+    songs = np.array([3, 6, 12, 24])
+    annotator = np.repeat(np.arange(4), songs)
+    pool = make_pool(
+        np.arange(len(annotator)), annotator, np.arange(len(annotator)), np.ones((len(annotator), 1), bool), min_songs=2
+    )  # fmt: skip
+    drawn = [
+        sample_tasks(pool, seed=0, step=step, tasks=1, support_songs=1, query_songs=1, people_weight=weight).annotator[0]
+        for step in range(4000)
+    ]  # fmt: skip
+    expected = songs**weight / np.sum(songs**weight)
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_array_less(np.abs(shares - expected), 5 * np.sqrt(expected / len(drawn)))
+    everybody = sample_tasks(pool, seed=0, step=0, tasks=4, support_songs=1, query_songs=1, people_weight=weight)  # fmt: skip
+    assert sorted(everybody.annotator) == [0, 1, 2, 3]
