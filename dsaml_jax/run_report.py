@@ -88,6 +88,7 @@ def _results(workdir: Path, columns: tuple[str, ...]) -> dict[str, Any] | None:
         }
         if not summary or not all(summary.values()):
             raise ValueError("no scores")
-        return {"protocol": str(values["protocol"]), "summary": summary}
+        over = "songs" if values["task"] == "dmer" else "listeners"
+        return {"protocol": str(values["protocol"]), "summary": summary, "over": over}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path}: damaged; 'dsaml evaluate' writes it anew") from None
