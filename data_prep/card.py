@@ -36,7 +36,7 @@ def write_card(
       facts: as in `dataset.json`.
       annotated: all songs of the corpus: what is said of the annotations.
       prepared: those with features, and their splits.
-      everything: a line for each file that is missing, damaged or short, of which the card tells the gist.
+      everything: a line for each file that is missing, damaged or short, where the card tells the gist only.
     """
     from data_prep import figures  # matplotlib takes a while; only the writer of a card needs it
 
@@ -47,7 +47,7 @@ def write_card(
         figures.write_png(figures.song_plane(prepared), place / "plane.png")
     if any(song.ratings for song in annotated):
         figures.write_png(figures.rater_figure(annotated), place / "raters.png")
-    if len(everything) > len(facts["left_out"]):
+    if everything:
         with replacing(place / LEFT_OUT_FILE) as temporary:
             temporary.write_text(
                 "\n".join([*everything, ""]), encoding="utf-8", errors="backslashreplace"

@@ -121,7 +121,9 @@ def _prepare(
         results |= {result.file: result for result in read_marks(place)}
     ordered = [results[Path(shard.path).name] for shard in plan]
     facts = _facts(corpus, checked, songs, identity, config, ordered)
-    _describe(place, facts, corpus, songs, ordered, config, checked.all_lines())
+    shortened = len(checked.all_lines()) > len(checked.lines())
+    everything = checked.all_lines() if shortened else ()
+    _describe(place, facts, corpus, songs, ordered, config, everything)
     if place != folder:
         if folder.is_dir():
             os.replace(folder, folder.with_name(f"{_REPLACED}{identity}"))

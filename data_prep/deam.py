@@ -63,6 +63,7 @@ _LAYOUT = re.compile(r"DEAM_.*|MEMD_audio|annotations.*|dynamic \(.*|arousal|val
 
 _ANONYMOUS_SONG = "songs have ratings without a WorkerId; nobody knows whose they are, left out"
 _ANONYMOUS_TRACE = "traces have an empty WorkerId; left out"
+_EMPTY_RATING = "ratings hold no value; left out"
 _REPEATED_TRACE = "traces are by a rater who drew the song before; the first is kept"
 
 
@@ -283,8 +284,10 @@ def _read_ratings(
         rating = rule.rating(worker, *curves)
         if rating:
             ratings.append(rating)
-        else:
+        elif any(len(traces.get(worker, nothing)) for traces in (arousal, valence)):
             dropped[FLAT_REASON] += 1
+        else:
+            dropped[_EMPTY_RATING] += 1
     return tuple(ratings)
 
 

@@ -145,8 +145,6 @@ def check(
     for done, (song, answer) in enumerate(zip(with_sound, answers, strict=True), start=1):
         if isinstance(answer, str):
             damaged.append(answer)
-        elif not _drawn(song):
-            damaged.append(f"{song.audio}: its annotations end before the sound begins")
         elif answer.seconds < song.start + 1 / STEPS_PER_SECOND:
             early.append(
                 f"{song.audio}: {answer.seconds:.1f} s of sound, but annotations begin at {song.start:g} s"
@@ -176,6 +174,8 @@ def _check_sound(work: tuple[Song, bool]) -> _Sound | str:
     """What a sound file is, or what is wrong with it."""
     song, thorough = work
     assert song.audio is not None
+    if not _drawn(song):
+        return f"{song.audio}: its annotations end before the sound begins"
     try:
         with song.audio.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from data_prep.writing import Engine
     from dsaml_jax.config import TrainingConfig
     from dsaml_jax.corpus import Fold
-    from dsaml_jax.experiment import Scale
+    from dsaml_jax.experiment import Experiment, Scale
     from dsaml_jax.progress import Console
 
 
@@ -281,7 +283,7 @@ def experiment_command(options: argparse.Namespace) -> None:
     """Runs `dsaml experiment`."""
     import importlib
 
-    from dsaml_jax.experiment import Experiment, Runner, write_outcomes
+    from dsaml_jax.experiment import Runner, write_outcomes
     from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
     from dsaml_jax.progress import Console
     from experiments import NAMES
@@ -298,7 +300,7 @@ def experiment_command(options: argparse.Namespace) -> None:
     runner = Runner(
         options.name, experiment, scale, corpus, options.out,
         seeds=options.seeds or scale.seeds, settings=tuple(options.set), console=console,
-        folds=_folds_of_experiment(options, experiment.task, corpus),
+        folds=_folds_of_experiment(options, experiment, corpus),
     )  # fmt: skip
     for line in runner.judging():
         console.say(line)
@@ -317,20 +319,20 @@ def experiment_command(options: argparse.Namespace) -> None:
 
 
 def _folds_of_experiment(
-    options: argparse.Namespace, task: str, corpus: Corpus
+    options: argparse.Namespace, experiment: Experiment, corpus: Corpus
 ) -> tuple[Fold, ...]:
     """The corpus's own split where that can be judged and nothing else is asked for; else folds."""
     from dsaml_jax.corpus import OWN_SPLIT, Fold
-    from dsaml_jax.evaluation import agreed_judging, listener_judging
+    from dsaml_jax.evaluation import listener_judging
 
-    if options.folds is None:
-        judge = agreed_judging if task == "dmer" else listener_judging
-        try:
-            judge(corpus, "validation")
-            judge(corpus, "test")
-        except UsageError:
-            if task == "dmer" or not len(corpus.rating_song):
-                raise
+    if options.folds is not None and options.folds != 0 and options.folds < 2:
+        raise UsageError(f"--folds {options.folds}: 2 or more, or 0 for the corpus's own split")
+    if options.folds is None and experiment.task == "pdmer" and len(corpus.rating_song):
+        people = 0
+        with contextlib.suppress(UsageError):
+            listener_judging(corpus, "validation", shots=experiment.shots)
+            people = listener_judging(corpus, "test", shots=experiment.shots)[0].people
+        if people < FEWEST_PEOPLE:
             return tuple(Fold(FOLDS, 0, fold) for fold in range(FOLDS))
     if not options.folds:
         return (OWN_SPLIT,)
@@ -338,7 +340,8 @@ def _folds_of_experiment(
 
 
 FOLDS = 5
-"""Of an experiment on people whom the corpus's own split leaves nothing to be judged by."""
+FEWEST_PEOPLE = 4
+"""An experiment takes folds where the corpus's own split leaves fewer people to be judged."""
 
 
 def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Console) -> Corpus:
@@ -387,7 +390,7 @@ def personalize_command(options: argparse.Namespace) -> None:
     for name, before, after in zip(
         ("arousal", "valence"), result.before, result.after, strict=True
     ):
-        if name not in loaded.info.dimensions:
+        if not math.isfinite(before):
             continue
         console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
     console.say(

@@ -192,6 +192,10 @@ class TrainingConfig:
                 if self.folds
                 else "training.fold needs training.folds, the number of folds"
             )
+        if self.song_folds and not self.folds:
+            raise UsageError(
+                "training.song_folds needs training.folds, the number of folds of people"
+            )
         if self.protocol == "reference" and self.folds:
             raise UsageError("the published protocol has no folds: training.folds is for clean")
         if not 0 <= self.seed < 2**32:

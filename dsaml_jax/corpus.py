@@ -91,7 +91,8 @@ OWN_SPLIT = Fold()
 
 def fold_of(config: TrainingConfig) -> Fold:
     """That of a run."""
-    return Fold(config.folds, config.song_folds, config.fold, config.protocol == "reference")
+    song_folds = 0 if config.song_folds == config.folds else config.song_folds
+    return Fold(config.folds, song_folds, config.fold, config.protocol == "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,16 +141,16 @@ def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
     for number, split in enumerate(SPLITS):
         of_song = (song_split == split)[corpus.rating_song]
         of_person = (person_split == split)[corpus.rating_annotator] if len(of_song) else of_song
-        of_later = np.isin(person_split, SPLITS[number + 1 :])[corpus.rating_annotator]
+        later_person = np.isin(person_split, SPLITS[number + 1 :])[corpus.rating_annotator]
         if fold.everyone:
-            of_person, of_later = np.ones_like(of_song), np.zeros_like(of_song)
+            of_person, later_person = np.ones_like(of_song), np.zeros_like(of_song)
         later_song = np.isin(song_split, SPLITS[number + 1 :])[corpus.rating_song]
         parts[split] = Part(
             songs=np.flatnonzero(song_split == split),
             ratings=np.flatnonzero(of_song & of_person),
             support=np.flatnonzero(of_person & (~later_song if fold.folds else of_song)),
             all_ratings=np.flatnonzero(of_song),
-            consensus=np.flatnonzero(of_song & ~of_later),
+            consensus=np.flatnonzero(of_song & ~later_person),
         )
     return parts
 
@@ -178,10 +179,12 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     def dealt(ids: tuple[str, ...], count: int) -> np.ndarray:
         ordered, place = shuffled(ids), fold.fold % count
         cut = slice(place * len(ordered) // count, (place + 1) * len(ordered) // count)
-        tested = ordered[cut]
-        others = ordered[: cut.start] + ordered[cut.stop :]
-        rest = deal(others, validation=FOLD_VALIDATION, test=0.0)
-        parts = rest | dict.fromkeys(tested, "test")
+        others = (
+            ordered[cut.stop :] + ordered[: cut.start]
+        )  # validation follows the test: other folds, others
+        validated = others[: max(1, round(FOLD_VALIDATION * len(others)))]
+        parts = dict.fromkeys(others, "train") | dict.fromkeys(validated, "validation")
+        parts |= dict.fromkeys(ordered[cut], "test")
         return np.array([parts[name] for name in ids], dtype="<U10")
 
     songs = dealt(corpus.song_ids, song_folds)

@@ -193,8 +193,8 @@ def _personalize_one(run: LoadedModel, corpus: Corpus, root: Path, workdir: Path
         save_personalized(workdir / "mine", run, result, audio.name)
     write_curve(workdir / "mine_prediction.csv", predict_file(load_model(workdir / "mine"), audio))
     return (
-        f"{person} personalised on song {name}: RMSE on that song {np.mean(result.before):.3f} before, "
-        f"{np.mean(result.after):.3f} after; the model is in {workdir / 'mine'}"
+        f"{person} personalised on song {name}: RMSE on that song {np.nanmean(result.before):.3f} before, "
+        f"{np.nanmean(result.after):.3f} after; the model is in {workdir / 'mine'}"
     )
 
 

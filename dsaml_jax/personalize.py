@@ -33,7 +33,7 @@ class Personalized:
     Attributes:
       variables: adapted.
       labelled_seconds: how much of the song was annotated.
-      before, after: RMSE on the annotated song, `[2]` arousal and valence.
+      before, after: RMSE on the annotated song, `[2]` arousal and valence; NaN where it was not annotated.
     """
 
     variables: Variables
@@ -71,7 +71,11 @@ def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -
     """
     config = loaded.info.features
     features = features_of_file(path, config, embedder(config, weights))
-    curve = predict_features(loaded, loaded.variables, features)
+    return predict_features(loaded, loaded.variables, features)
+
+
+def _of_learned(loaded: LoadedModel, curve: np.ndarray) -> np.ndarray:
+    """`[n, 2]` without the dimension, if there is one, that the model was not trained in."""
     learned = [name in loaded.info.dimensions for name in DIMENSIONS]
     return np.where(learned, curve, np.nan).astype(np.float32)
 
@@ -79,8 +83,8 @@ def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -
 def predict_features(
     loaded: LoadedModel, variables: Variables, features: SongFeatures
 ) -> np.ndarray:
-    """`[n, 2]` arousal and valence of a song by these variables of a model."""
-    return predict_song(
+    """`[n, 2]` arousal and valence of a song by these variables of a model; NaN in what was not learned."""
+    curve = predict_song(
         loaded.model,
         variables,
         features.log_mel,
@@ -88,6 +92,7 @@ def predict_features(
         features.window_start,
         per_step=loaded.info.features.embedding_per == "step",
     )
+    return _of_learned(loaded, curve)
 
 
 def read_annotations(path: Path) -> np.ndarray:
@@ -165,6 +170,7 @@ def personalize_on(
       DataError: too little is labelled.
       UsageError: adapting does not end in finite numbers.
     """
+    labels = _of_learned(loaded, labels)
     labelled = int(np.isfinite(labels).any(axis=1).sum())
     if labelled < MIN_LABELLED_STEPS:
         raise DataError(
@@ -182,10 +188,9 @@ def personalize_on(
     target = np.nan_to_num(labels).T
 
     def error(variables: Variables) -> np.ndarray:
-        curve = predict_features(loaded, variables, features)
-        return np.asarray(
-            metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask))
-        )
+        curve = np.nan_to_num(predict_features(loaded, variables, features))
+        found = metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask))
+        return np.where(mask.any(axis=1), found, np.nan)
 
     return Personalized(
         adapted, labelled / STEPS_PER_SECOND, error(loaded.variables), error(adapted)

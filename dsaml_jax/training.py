@@ -108,7 +108,10 @@ def train(
         if meta_task
         else make_dmer_step(model, optimizer, devices.everywhere)
     )
-    needed = np.union1d(parts["validation"].songs, corpus.rating_song[parts["validation"].support])
+    needed = parts["validation"].songs
+    if meta_task:
+        _, asked = listener_judging(corpus, "validation", **_validation_tasks(config), fold=fold)
+        needed = np.union1d(needed, np.union1d(asked.query_song, asked.support_song))
     device = devices.replicate(to_device(corpus, target, needed))
     validate = _make_validation(model, config, corpus, device)
     draw = drawing(config, pool, corpus, parts["train"], target)
@@ -246,12 +249,24 @@ def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
     for part in ("validation", "test"):
         if config.training.task == "dmer":
             judging = agreed_judging(corpus, part, fold=fold)
+        elif part == "validation":
+            judging, _ = listener_judging(corpus, part, **_validation_tasks(config), fold=fold)
         else:
             judging, _ = listener_judging(
                 corpus, part, protocol=config.training.protocol, shots=shots, fold=fold
             )
         lines += judging.lines()
     return lines
+
+
+def _validation_tasks(config: RunConfig) -> dict[str, Any]:
+    """What a validation of PDMER asks."""
+    return {
+        "protocol": config.training.protocol,
+        "shots": config.meta.support_songs,
+        "supports": 4,
+        "most": config.training.validation_tasks,
+    }
 
 
 def _require_ours(workdir: Path, info: RunInfo) -> None:
@@ -445,9 +460,8 @@ def _make_validation(
             curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
         )
     trial = listener_trial(
-        corpus, "validation", protocol=config.training.protocol, shots=config.meta.support_songs, supports=4,
-        most=config.training.validation_tasks, device=device, fold=fold,
-    )  # fmt: skip
+        corpus, "validation", **_validation_tasks(config), device=device, fold=fold
+    )
     people = trial.units()
     return lambda variables: mean_scores(
         adapted(trial, model, config.meta, variables), trial.truth, people

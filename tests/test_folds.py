@@ -283,3 +283,56 @@ def test_the_published_protocol_holds_out_songs_alone(corpus, tmp_path):
     assert "6 of 6 songs are no longer than the 30 s" in said
     with pytest.raises(UsageError, match="no folds"):
         with_settings(preset("tiny"), (*settings, "training.folds=3"))
+
+
+def test_folds_are_validated_by_different_people(corpus):
+    validated = [held_out(corpus, fold)["validation"] for fold in FOLDS]
+    for name in ("songs", "ratings"):
+        assert len({tuple(getattr(part, name)) for part in validated}) == len(FOLDS)
+
+
+def test_who_is_left_out_is_counted(corpus):
+    """Everybody of a part is judged, or left out for a reason."""
+    for fold in FOLDS:
+        judging, _ = listener_judging(corpus, "test", fold=fold)
+        support = held_out(corpus, fold)["test"].support
+        there = len(set(corpus.rating_annotator[support]))
+        assert judging.people + sum(judging.left_out.values()) == there
+
+
+def test_an_experiment_over_folds_is_planned(corpus, tmp_path):
+    """Every run of it has a configuration, and what it judges is said, before anything is trained."""
+    plan = dataclasses.replace(experiment(), protocols=("clean",))
+    runner = Runner("pdmer", plan, QUICK, corpus, tmp_path, seeds=1, folds=FOLDS)
+    for fold in FOLDS:
+        training = runner.config("MAML", 0, fold).training
+        assert (training.folds, training.fold) == (4, fold.fold)
+        assert f"fold{fold.fold}" in training.init_from
+    lines = runner.judging()
+    assert len([line for line in lines if "clean: test" in line and "people," in line]) == 4
+
+
+def test_what_adaptation_saw_is_not_judged(uneven_reference):
+    """Protocol `reference`: the rest of the song, wherever the window lies that is adapted to."""
+    trial = listener_trial(uneven_reference, "test", protocol="reference", fold=Fold(everyone=True))
+    assert trial.judging.people == 2 and trial.judging.curves == 2  # the third drew nothing else
+    known, seen = np.isfinite(trial.truth[:, 0]), np.isfinite(trial.support_truth[:, 0])
+    assert known.any(axis=(1, 2)).all() and not (known & seen).any()
+    assert len(trial.labels()) == trial.judging.curves
+
+
+@pytest.fixture
+def uneven_reference(small_data):
+    """Three people who rated one song of 120 steps: all of it, its last 45 s, and its first 30 s."""
+    corpus = read_corpus(small_data[1])
+    ratings = np.full((360, 2), 0.25, np.float32)
+    ratings[120:150] = ratings[300:] = np.nan
+    return dataclasses.replace(
+        corpus,
+        song_ids=("long",), split=np.array(["test"]), song_start=np.zeros(1, np.int32), song_steps=np.full(1, 120, np.int32),
+        mean=np.full((120, 2), 0.1, np.float32), window_first=np.zeros(1, np.int32), window_count=np.full(1, 3, np.int32),
+        window_start=np.array([0, 30, 60], np.int32), embedding_first=np.zeros(1, np.int32),
+        log_mel=np.zeros((120, 11, 32), np.float16), embedding=np.zeros((3, 256), np.float32),
+        annotator_ids=("all", "late", "early"), rating_song=np.zeros(3, np.int32), rating_annotator=np.arange(3, dtype=np.int32),
+        rating_first=np.array([0, 120, 240], np.int32), ratings=ratings,
+    )  # fmt: skip

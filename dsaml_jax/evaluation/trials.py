@@ -18,6 +18,7 @@ from dsaml_jax.corpus import (
     Part,
     consensus_target,
     held_out,
+    labelled_windows,
     pool_of,
     to_device,
 )
@@ -205,7 +206,7 @@ def agreed_trial(
         device=device or to_device(corpus, corpus.mean, songs),
         song=songs.astype(np.int32),
         truth=_targets(corpus, corpus.song_start[songs], songs, target, shape[0]),
-        constant=labelled_mean(corpus.mean[training]),
+        constant=labelled_mean(consensus_target(corpus, parts["train"])[training]),
         shape=shape,
         judging=judging,
     )
@@ -213,9 +214,16 @@ def agreed_trial(
 
 def agreed_judging(corpus: Corpus, part: PartName, *, fold: Fold = OWN_SPLIT) -> Judging:
     """What :func:`agreed_trial` judges, or the error it ends with."""
-    songs = held_out(corpus, fold)[part].songs
-    _require_songs(songs, part)
-    return Judging(part, fold, songs=len(songs), curves=len(songs))
+    here = held_out(corpus, fold)[part]
+    _require_songs(here.songs, part)
+    target = corpus.mean if part == "test" else consensus_target(corpus, here)
+    known = _rows(corpus.song_steps)[np.isfinite(target).any(axis=-1)]
+    count = len(np.intersect1d(here.songs, known))
+    if not count:
+        raise UsageError(
+            f"no song of the {part} part ({fold}) has a mean curve of people who are not held out later"
+        )
+    return Judging(part, fold, songs=count, curves=count)
 
 
 def listener_trial(
@@ -251,19 +259,20 @@ def listener_trial(
     used = np.union1d(tasks.query_song, tasks.support_song)
     shape = _padded_shape(corpus, used)
     training = np.isin(_rows(corpus.song_steps[corpus.rating_song]), parts["train"].ratings)
-    truth = _query_targets(corpus, tasks, shape[0])
-    if protocol == "reference":
-        truth[_is_long(corpus, tasks.query_song)[:, 0], :, :WINDOW_STEPS] = np.nan
-    return Trial(
+    trial = Trial(
         corpus=corpus,
         device=device or to_device(corpus, corpus.mean, used),
         song=tasks.query_song,
-        truth=truth,
+        truth=_query_targets(corpus, tasks, shape[0]),
         constant=labelled_mean(corpus.ratings[training]),
         shape=shape,
         tasks=tasks,
         judging=judging,
     )
+    if protocol == "reference":  # what adaptation saw is not judged, where something else is left
+        long = _is_long(corpus, tasks.query_song)[..., None]
+        trial.truth[:, 0][np.isfinite(trial.support_truth[:, 0]) & long] = np.nan
+    return trial
 
 
 def listener_judging(
@@ -279,7 +288,7 @@ def listener_judging(
     """Who is judged in :func:`listener_trial`, and by what tasks; arguments and errors as there."""
     here = held_out(corpus, fold)[part]
     _require_songs(here.songs, part)
-    ratings = here.ratings if protocol == "clean" else here.all_ratings
+    ratings = here.ratings if protocol == "clean" else _with_a_rest(corpus, here.all_ratings)
     if not len(ratings):
         raise UsageError(_nobody(corpus, part, protocol, fold))
     pool = pool_of(corpus, ratings, min_songs=1)
@@ -296,10 +305,12 @@ def listener_judging(
             raise UsageError(
                 f"nobody of the {part} part ({fold}) has {shots + 1} songs, one to be judged and {shots} to adapt to"
             )
+        there = np.unique(corpus.rating_annotator[here.support])
         left_out = {
+            "none of their songs is in this part": len(np.setdiff1d(there, pool.annotators)),
             f"fewer than {shots + 1} songs, {shots} to adapt to and one to be judged": int(
                 (~enough).sum()
-            )
+            ),
         }
         pool = pool.only(enough)
         tasks = evaluation_tasks(
@@ -354,6 +365,21 @@ def _others(pool: TaskPool, corpus: Corpus, part: Part) -> dict[int, np.ndarray]
     rest = rest[np.argsort(uniform_stream(1, 2**31).random(len(corpus.rating_song))[rest])]
     who = corpus.rating_annotator[rest]
     return {person: rest[who == person] for person in pool.annotators.tolist()}
+
+
+def _with_a_rest(corpus: Corpus, ratings: np.ndarray) -> np.ndarray:
+    """Without the ratings of long songs that say nothing outside the window that is adapted to."""
+    drawable = labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings)
+    kept = []
+    for rating in ratings[drawable[ratings].any(axis=1)].tolist():
+        song, first = corpus.rating_song[rating], corpus.rating_first[rating]
+        window = corpus.window_first[song] + int(np.argmax(drawable[rating]))
+        begin = int(corpus.window_start[window])
+        known = np.isfinite(corpus.ratings[first : first + corpus.song_steps[song]]).any(axis=-1)
+        known[begin : begin + WINDOW_STEPS] = False
+        if known.any() or not _is_long(corpus, song):
+            kept.append(rating)
+    return np.array(kept, ratings.dtype)
 
 
 def _is_long(corpus: Corpus, song: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.progress import Console
 from dsaml_jax.report import commit, environment
 from dsaml_jax.runs import read_status
-from dsaml_jax.training import train
+from dsaml_jax.training import judging_lines, train
 
 VALIDATION_SUPPORTS = 2
 """Tasks of each validation annotator in a choice of settings."""
@@ -109,6 +109,7 @@ class Runner:
         """
         lines = []
         for fold in self.folds:
+            lines += judging_lines(self.corpus, self.config(next(iter(self.experiment.trainings)), 0, fold))[:1]  # fmt: skip
             for protocol in self.experiment.protocols:
                 if self.experiment.task == "dmer":
                     judging = agreed_judging(self.corpus, "test", fold=fold)
@@ -142,7 +143,7 @@ class Runner:
         common = self.scale.dmer if training.task == "dmer" else self.scale.pdmer
         own = [f"training.task={training.task}", f"training.seed={seed}"]
         if fold.folds:
-            own += [f"training.{name}={value}" for name, value in dataclasses.asdict(fold).items()]
+            own += [f"training.folds={fold.folds}", f"training.song_folds={fold.song_folds}", f"training.fold={fold.fold}"]  # fmt: skip
         if training.start:
             own.append(f"training.init_from={self.run_folder(training.start, seed, fold)}")
         config = with_settings(
@@ -321,7 +322,7 @@ class Runner:
 
 
 def _pooled(folds: list[Judged]) -> Judged:
-    """The curves of all folds, one after the other."""
+    """The curves of all folds, one after the other; of what was chosen, that of the first fold."""
     columns = [name for name in COLUMNS if any(name in one.scores for one in folds)]
     pooled = {
         name: np.concatenate(
@@ -329,12 +330,7 @@ def _pooled(folds: list[Judged]) -> Judged:
         )
         for name in columns
     }
-    chosen = {one.chosen for one in folds}
-    return Judged(
-        [label for one in folds for label in one.labels],
-        pooled,
-        next(iter(chosen)) if len(chosen) == 1 else ("by fold",),
-    )
+    return Judged([label for one in folds for label in one.labels], pooled, folds[0].chosen)
 
 
 def _whole(config: RunConfig, steps: float) -> int:

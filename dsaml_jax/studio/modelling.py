@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.base import DataError, replacing
-from data_prep.curves import fit, on_grid
+from data_prep.curves import fit, labelled_mean, on_grid
 from data_prep.features import window_starts
 from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND
 from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
@@ -279,7 +279,7 @@ class Modelling:
         except Exception:
             self._store.end_adaptation(number, error="something went wrong here; the studio's log says what")  # fmt: skip
             raise
-        before, after = float(result.before.mean()), float(result.after.mean())
+        before, after = (float(labelled_mean(x)) for x in (result.before, result.after))
         self._store.end_adaptation(number, before=before, after=after)
         for other in self._library:
             self._add(_SOON, partial(self._predict_both, number, other))
