@@ -74,11 +74,13 @@ def test_quick_demo_end_to_end(tmp_path, environment):
         "MAML unadapted", "MAML adapted",
     ]  # fmt: skip
     rows = list(csv.DictReader((workdir / "per_song.csv").open()))
-    mine = [float(row["arousal_rmse"]) for row in rows if row["method"] == "MAML adapted"]
+    of_person = {}
+    for row in rows:
+        if row["method"] == "MAML adapted":
+            of_person.setdefault(row["annotator"], []).append(float(row["arousal_rmse"]))
+    mean = np.mean([np.mean(values) for values in of_person.values()])
     # Written with all digits.
-    assert results["summary"]["MAML adapted"]["arousal_rmse"]["mean"] == pytest.approx(
-        np.mean(mine)
-    )
+    assert results["summary"]["MAML adapted"]["arousal_rmse"]["mean"] == pytest.approx(mean)
     assert all(row["support"] != row["song"] for row in rows)
 
     before = contents(workdir / "run")

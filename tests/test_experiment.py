@@ -14,7 +14,7 @@ import pytest
 from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
-from dsaml_jax.corpus import held_out
+from dsaml_jax.corpus import OWN_SPLIT, held_out
 from dsaml_jax.evaluation import COLUMNS, agreed_trial, mean_scores
 from dsaml_jax.evaluation.scores import unit_means
 from dsaml_jax.experiment import Experiment, Judged, Method, Outcome, Runner, Training
@@ -282,7 +282,7 @@ def test_choices_are_made_on_validation_only(small_data, quick, monkeypatch):
 
     monkeypatch.setattr(Runner, "predict", watched)
     model = runner.model("DMER", 0)
-    runner._choose(experiment.methods["DMER fine-tuned"], "clean", model, 0)
+    runner._choose(experiment.methods["DMER fine-tuned"], "clean", model, 0, OWN_SPLIT)
     assert asked and set.union(*asked) <= set(held_out(corpus)["validation"].songs.tolist())
 
 
