@@ -23,6 +23,7 @@ import optax
 from data_prep.shards import Corpus
 from dsaml_jax import checkpoints, failures
 from dsaml_jax.adaptation import to_learned, to_variables
+from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.batches import Drawn, batches, drawing
 from dsaml_jax.checkpoints import CHECKPOINTS, CheckpointStore, DamagedCheckpoint, RunInfo
 from dsaml_jax.config import RunConfig, differences
@@ -91,6 +92,7 @@ def train(
     # ---- Who and what: parts of the corpus, the model, the step function.
     config = fit_config(config, corpus)
     info = RunInfo(config, corpus.features, identity(corpus), dimensions=dimensions(corpus))
+    unlearned = tuple(f"{name}_" for name in DIMENSIONS if name not in info.dimensions)
     _require_ours(workdir, info)
     fold = fold_of(config.training)
     parts = held_out(corpus, fold)
@@ -168,7 +170,11 @@ def train(
                 if logged:
                     rows, pending = _rows(pending), []
                     require_finite(rows, start)
-                    line = {name: float(np.mean(values)) for name, values in rows.items()}
+                    line = {
+                        name: float(np.mean(values))
+                        for name, values in rows.items()
+                        if not name.startswith(unlearned)
+                    }
                     log.numbers("train", start, line)
                     log.state("training", start)
                     bar.set_postfix(

@@ -25,6 +25,7 @@ from dsaml_jax.evaluation import agreed_judging, listener_judging, listener_tria
 from dsaml_jax.evaluation import methods as ways
 from dsaml_jax.experiment import Runner
 from dsaml_jax.experiment.scales import QUICK
+from dsaml_jax.runs import read_metrics
 from dsaml_jax.training import judging_lines, train
 from experiments.pdmer import experiment
 from tests.conftest import SMALL_DMER, SMALL_MODEL
@@ -242,6 +243,9 @@ def test_dmer_of_one_dimension(tension, tmp_path):
     data = prepare(read_folder(tension, "tension"), tmp_path / "data", TINY)
     config = with_settings(preset("tiny"), (*SMALL_DMER, "training.steps=2", "training.validate_every=2"))  # fmt: skip
     train(config, read_corpus(data), tmp_path / "run")
+    for line in read_metrics(tmp_path / "run"):
+        assert any(name.startswith("arousal") for name in line)
+        assert not any(name.startswith("valence") for name in line)
 
 
 def test_a_run_knows_its_fold(corpus, quirky, tmp_path, capsys):
