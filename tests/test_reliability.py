@@ -287,7 +287,11 @@ def test_checkpoints_of_the_first_version_keep_working(small_data, tmp_path):
     data = prepare(dataclasses.replace(annotated, songs=songs), tmp_path / "data", TINY)
     train(loaded.info.config, read_corpus(data), run)
     for ours, theirs in zip(read_metrics(run), read_metrics(expected), strict=True):
-        assert ours.pop("kind") == theirs.pop("kind")
+        kind = ours.pop("kind")
+        assert kind == theirs.pop("kind")
+        if kind == "validation":  # a mean was over curves then, and is over people now
+            assert ours["step"] == theirs["step"]
+            continue
         ours.pop("gradient_norm", None)
         assert ours == pytest.approx(theirs, abs=1e-4)  # Adam carries rounding on
 
