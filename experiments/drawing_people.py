@@ -4,7 +4,7 @@ A task is an annotator; they are drawn by their number of songs to a power: 0, e
 to their ratings. Same DMER model, same folds, same number of meta-steps.
 
 Command: `python experiments/drawing_people.py --data DATA --out OUT` (DATA: DEAM, prepared).
-Result and time: `experiments/results/drawing_people.md`.
+Result: not yet measured; it goes to `experiments/results/drawing_people.md`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
             settings = [*common, f"training.steps={options.pdmer_steps}", f"training.init_from={start}",
                         f"meta.people_weight={power}"]  # fmt: skip
             train(with_settings(preset("tiny"), settings), corpus, workdir, console)
-            for column, people in judge(workdir, corpus, corpus)["all"].items():
+            for column, people in judge(workdir, corpus).items():
                 found[power].setdefault(column, {}).update(people)
     lines = ["# How annotators are drawn for tasks", ""]
     lines += [f"{corpus.name}, {len(corpus.song_ids)} songs, {len(corpus.annotator_ids)} people; {FOLDS} folds over people and songs, preset "

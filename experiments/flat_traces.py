@@ -6,7 +6,7 @@ twice: on all that the unseen people drew, and on what moves of it.
 
 Command: `python experiments/flat_traces.py --kept KEPT --dropped DROPPED --out OUT`, after
   `dsaml prepare deam ... --out KEPT --flat keep` and `... --out DROPPED --flat drop`.
-Result and time: `experiments/results/flat_traces.md`.
+Result: not yet measured; it goes to `experiments/results/flat_traces.md`.
 """
 
 from __future__ import annotations
@@ -53,24 +53,21 @@ def like(corpus: Corpus, other: Corpus) -> Corpus:
     return dataclasses.replace(corpus, ratings=ratings, fingerprint=other.fingerprint)
 
 
-def judge(workdir: Path, kept: Corpus, dropped: Corpus) -> dict[str, dict[str, dict[str, float]]]:
-    """Truth -> column -> person -> mean score of a run on its test fold, after adapting."""
+def judge(workdir: Path, corpus: Corpus) -> dict[str, dict[str, float]]:
+    """Column -> person -> mean score of a run on its test fold, after adapting."""
     run = load_model(workdir)
-    found = {}
-    for name, corpus in (("all", kept), ("moving", dropped)):
-        trial = listener_trial(
-            corpus, "test", supports=SUPPORTS, fold=fold_of(run.info.config.training)
-        )
-        if run.info.config.training.task == "dmer":
-            curves = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song)
-        else:
-            curves = methods.adapted(trial, run.model, run.info.config.meta, run.variables)
-        columns, people = scores(curves, trial.truth), trial.units()
-        found[name] = {
-            column: dict(zip(*unit_means(people, values), strict=True))
-            for column, values in columns.items()
-        }
-    return found
+    trial = listener_trial(
+        corpus, "test", supports=SUPPORTS, fold=fold_of(run.info.config.training)
+    )
+    if run.info.config.training.task == "dmer":
+        curves = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song)
+    else:
+        curves = methods.adapted(trial, run.model, run.info.config.meta, run.variables)
+    people = trial.units()
+    return {
+        column: dict(zip(*unit_means(people, values), strict=True))
+        for column, values in scores(curves, trial.truth).items()
+    }
 
 
 def main() -> None:
@@ -94,8 +91,8 @@ def main() -> None:
                             f"training.fold={fold.fold}", "training.validate_every=50", f"training.init_from={start}"]  # fmt: skip
                 train(with_settings(preset("tiny"), settings), corpus, workdir, console)
                 start = str(workdir)
-                for truth, columns in judge(workdir, kept, dropped).items():
-                    for column, people in columns.items():
+                for truth, judged in (("all", kept), ("moving", dropped)):
+                    for column, people in judge(workdir, judged).items():
                         mine = found.setdefault((task, rule), {}).setdefault(truth, {})
                         mine.setdefault(column, {}).update(people)
     with replacing(RESULTS / "flat_traces.md") as temporary:
