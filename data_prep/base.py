@@ -22,6 +22,9 @@ WINDOW_STEPS = 60
 MIN_SECONDS = 5.0
 """Sound that is shorter is refused."""
 
+DIMENSIONS = ("arousal", "valence")
+"""In the order of every last axis of 2."""
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.base import SPLITS, Song, printable, replacing
+from data_prep.base import DIMENSIONS, SPLITS, Song, printable, replacing
 
 CARD_FOLDER = "card"
 CARD_FILE = "README.md"
@@ -48,12 +48,15 @@ def write_card(
     if any(song.ratings for song in annotated):
         figures.write_png(figures.rater_figure(annotated), place / "raters.png")
     if everything:
-        with replacing(place / LEFT_OUT_FILE) as temporary:
-            temporary.write_text(
-                "\n".join([*everything, ""]), encoding="utf-8", errors="backslashreplace"
-            )
+        write_left_out(place / LEFT_OUT_FILE, everything)
     with replacing(place / CARD_FILE) as temporary:
         temporary.write_text(card_text(facts), encoding="utf-8")
+
+
+def write_left_out(path: Path, lines: Sequence[str]) -> None:
+    """Writes what is wrong with each file, a line each."""
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8", errors="backslashreplace")
 
 
 def read_card(folder: Path) -> str:
@@ -108,8 +111,8 @@ def card_text(facts: dict[str, Any]) -> str:
 
 def _dimensions(statistics: dict[str, Any]) -> list[str]:
     """Those that anything is annotated in."""
-    there = [name for name in ("arousal", "valence") if statistics[name]["points"]]
-    return there or ["arousal", "valence"]
+    there = [name for name in DIMENSIONS if statistics[name]["points"]]
+    return there or list(DIMENSIONS)
 
 
 def _annotations(statistics: dict[str, Any]) -> str:

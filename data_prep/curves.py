@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.base import STEPS_PER_SECOND, FlatTraces, Rating
+from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, FlatTraces, Rating
 
 MAX_GAP_SECONDS = 1.0
 """Annotated points further apart than this leave the steps between them unlabelled."""
@@ -80,7 +80,7 @@ class FlatRule:
     def rating(self, annotator: str, arousal: np.ndarray, valence: np.ndarray) -> Rating | None:
         """A rating of curves `[n]`, all NaN where a dimension is missing or dropped; None: nothing is left."""
         kept = {}
-        for dimension, curve in (("arousal", arousal), ("valence", valence)):
+        for dimension, curve in zip(DIMENSIONS, (arousal, valence), strict=True):
             kept[dimension] = curve
             if not np.isfinite(curve).any():
                 continue

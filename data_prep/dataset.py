@@ -121,8 +121,7 @@ def _prepare(
         results |= {result.file: result for result in read_marks(place)}
     ordered = [results[Path(shard.path).name] for shard in plan]
     facts = _facts(corpus, checked, songs, identity, config, ordered)
-    shortened = len(checked.all_lines()) > len(checked.lines())
-    everything = checked.all_lines() if shortened else ()
+    everything = checked.all_lines() if checked.is_shortened else ()
     _describe(place, facts, corpus, songs, ordered, config, everything)
     if place != folder:
         if folder.is_dir():

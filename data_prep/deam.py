@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audio import sound_files
-from data_prep.base import AnnotatedCorpus, DataError, Provenance, Rating, Song
+from data_prep.base import DIMENSIONS, AnnotatedCorpus, DataError, Provenance, Rating, Song
 from data_prep.curves import FLAT_REASON, Flat, FlatRule, fit
 from data_prep.reading import (
     csv_lines,
@@ -54,7 +54,6 @@ PROVENANCE = Provenance(
     scale="curves published in [-1, 1], unchanged; songs as a whole in [1, 9], by (x - 5) / 4",
 )
 
-_DIMENSIONS = ("arousal", "valence")
 _AUDIO = "MEMD_audio"
 _AVERAGED = "annotations averaged per song/dynamic (per second annotations)"
 _PER_RATER = "annotations per each rater/dynamic (per second annotations)"
@@ -134,12 +133,12 @@ def read_deam(
 
 def _read_both(averaged: Path, notes: list[str]) -> tuple[dict[str, np.ndarray], ...]:
     """The averaged curves of both dimensions, of which one may have no file."""
-    there = [name for name in _DIMENSIONS if (averaged / f"{name}.csv").exists()]
+    there = [name for name in DIMENSIONS if (averaged / f"{name}.csv").exists()]
     if len(there) == 1:
         notes.append(f"{averaged} holds {there[0]}.csv alone: a corpus of {there[0]} alone")
     return tuple(
         read_averaged(averaged / f"{name}.csv") if name in there or not there else {}
-        for name in _DIMENSIONS
+        for name in DIMENSIONS
     )
 
 
@@ -267,7 +266,7 @@ def _read_ratings(
 ) -> tuple[Rating, ...]:
     """One song's ratings that can be used; adds to `dropped` and `notes` what cannot, and why."""
     files = []
-    for dimension in _DIMENSIONS:
+    for dimension in DIMENSIONS:
         path = folder / dimension / f"{song}.csv"
         try:
             files.append(read_raters(path) if path.is_file() else [])

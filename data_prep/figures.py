@@ -14,8 +14,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_prep.base import SPLITS, Song, printable, replacing
-from data_prep.statistics import DIMENSIONS, cronbach_alpha
+from data_prep.base import DIMENSIONS, SPLITS, Song, printable, replacing
+from data_prep.statistics import cronbach_alpha
 
 COLORS = {"arousal": "#c2410c", "valence": "#0f766e"}
 SPLIT_COLORS = {"train": "#94a3b8", "validation": "#2563eb", "test": "#111827"}

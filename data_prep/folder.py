@@ -21,13 +21,19 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files
-from data_prep.base import STEPS_PER_SECOND, AnnotatedCorpus, DataError, Provenance, Song
+from data_prep.base import (
+    DIMENSIONS,
+    STEPS_PER_SECOND,
+    AnnotatedCorpus,
+    DataError,
+    Provenance,
+    Song,
+)
 from data_prep.curves import FLAT_REASON, Flat, FlatRule, mean_curve, on_grid
 from data_prep.reading import csv_records, id_order, number, require_folder, safe_id
 
 TABLE = "annotations.csv"
 AUDIO = "audio"
-DIMENSIONS = ("arousal", "valence")
 COLUMNS = ("song_id", "annotator_id", "time", *DIMENSIONS)
 RESERVED_NAMES = ("deam", "pmemo", "synthetic")
 MAX_NAME_LENGTH = 40

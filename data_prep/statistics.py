@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.base import STEPS_PER_SECOND, Song
+from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, Song
 from data_prep.curves import FLAT_STEPS
 
-DIMENSIONS = ("arousal", "valence")
 FLAT_CURVE_SD = 0.01
 """A mean curve with a smaller standard deviation over its first 30 s says nothing of movement."""
 

@@ -67,6 +67,11 @@ class Checked:
         )
         return [*lines, *self._missing()]
 
+    @property
+    def is_shortened(self) -> bool:
+        """Whether :meth:`lines` says less than :meth:`all_lines`."""
+        return len(self.all_lines()) > len(self.lines())
+
     def _missing(self) -> list[str]:
         lines = []
         if self.missing:

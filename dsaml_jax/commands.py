@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.base import DataError, printable, replacing
+from data_prep.base import DataError, printable
 from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def demo_command(options: argparse.Namespace) -> None:
 
 def prepare_command(options: argparse.Namespace) -> None:
     """Runs `dsaml prepare`."""
-    from data_prep.card import CARD_FOLDER, LEFT_OUT_FILE
+    from data_prep.card import CARD_FOLDER, LEFT_OUT_FILE, write_left_out
     from data_prep.prepare import prepare
     from data_prep.shards import read_facts
     from data_prep.validation import Checked, check
@@ -63,7 +63,7 @@ def prepare_command(options: argparse.Namespace) -> None:
 
     def show(checked: Checked) -> None:
         nonlocal shortened
-        shortened = len(checked.all_lines()) > len(checked.lines())
+        shortened = checked.is_shortened
         for line in checked.lines():
             console.say(f"check: {line}")
         console.say(f"check: {len(checked.songs)} songs of {corpus.name} can be used")
@@ -76,12 +76,7 @@ def prepare_command(options: argparse.Namespace) -> None:
         show(checked)
         if shortened:
             everything = (options.out or Path()) / LEFT_OUT_FILE
-            with replacing(everything) as temporary:
-                temporary.write_text(
-                    "\n".join([*checked.all_lines(), ""]),
-                    encoding="utf-8",
-                    errors="backslashreplace",
-                )
+            write_left_out(everything, checked.all_lines())
             console.say(f"each of them: {everything}")
         if checked.lines():
             raise DataError(

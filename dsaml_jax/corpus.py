@@ -179,9 +179,8 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     def dealt(ids: tuple[str, ...], count: int) -> np.ndarray:
         ordered, place = shuffled(ids), fold.fold % count
         cut = slice(place * len(ordered) // count, (place + 1) * len(ordered) // count)
-        others = (
-            ordered[cut.stop :] + ordered[: cut.start]
-        )  # validation follows the test: other folds, others
+        # Validation follows the test part, so that every fold has its own.
+        others = ordered[cut.stop :] + ordered[: cut.start]
         validated = others[: max(1, round(FOLD_VALIDATION * len(others)))]
         parts = dict.fromkeys(others, "train") | dict.fromkeys(validated, "validation")
         parts |= dict.fromkeys(ordered[cut], "test")
@@ -281,9 +280,9 @@ def labelled_windows(
 ) -> np.ndarray:
     """Which windows training and adaptation may draw of each of K curves.
 
-    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled in
-    either dimension (or all, in a shorter song). The last window of a song is flush with its end; where that is off the grid it
-    overlaps its neighbour almost wholly, and only prediction needs it.
+    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled
+    in either dimension (or all, in a shorter song). The last window of a song is flush with its end; where
+    that is off the grid it overlaps its neighbour almost wholly, and only prediction needs it.
 
     Args:
       corpus: whose songs.

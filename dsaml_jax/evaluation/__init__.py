@@ -4,8 +4,8 @@ Every prediction is made in eval mode (running statistics, no dropout). Protocol
 
 * `clean`: songs and annotators unseen in training; adapt on one song of the annotator, be judged on their
   other songs. Each annotator is tried with several support songs.
-* `reference`: as published: adapt on the first 30 s of a test song, be judged on that same song; annotators may
-  have been seen in training. Only for comparison with published numbers.
+* `reference`: as published: adapt on the first 30 s of a test song, be judged on its rest (where there is none, on the
+  same 30 s); annotators may have been seen in training. Only for comparison with published numbers.
 
 A :class:`Trial` says what is to be predicted and what is true; `methods` predict it; `scores` compare.
 """

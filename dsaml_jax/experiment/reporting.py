@@ -23,7 +23,7 @@ from dsaml_jax.figures import write_vector
 
 PROTOCOLS: dict[Protocol, str] = {
     "clean": "Protocol clean: songs and listeners unseen in training; adapt on other songs of the listener.",
-    "reference": "Protocol reference: as published; adapt on the first 30 s of the very song that is asked about.",
+    "reference": "Protocol reference: as published; adapt on the first 30 s of the very song that is asked about, be judged on its rest (where there is none, on them).",
 }
 
 
