@@ -185,7 +185,7 @@ SETTINGS = [f"--set={setting}" for setting in SMALL_MODEL]
 def quick(small_data, tmp_path_factory):
     """`dsaml experiment pdmer --quick`, on the small corpus and model that other tests have compiled for."""
     out = tmp_path_factory.mktemp("experiment")
-    arguments = ["experiment", "pdmer", "--dataset", "synthetic", "--quick", "--quiet", *SETTINGS,
+    arguments = ["experiment", "pdmer", "--dataset", "synthetic", "--quick", "--quiet", "--folds", "0", *SETTINGS,
                  "--data", str(small_data[1]), "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     return out, arguments
