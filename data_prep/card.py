@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.base import DIMENSIONS, SPLITS, Song, printable, replacing
+from data_prep.listeners import FEW
 
 CARD_FOLDER = "card"
 CARD_FILE = "README.md"
@@ -90,6 +91,8 @@ def card_text(facts: dict[str, Any]) -> str:
     if annotated["ratings"]:
         parts += [_raters(annotated), *([_flat(facts["flat"])] if facts.get("flat") else [])]
         parts += ["![Ratings per annotator and agreement](raters.png)"]
+        if facts.get("listeners"):  # data of earlier versions has none
+            parts += [_listeners(facts["listeners"])]
     parts += ["### Left out", _dropped(facts["dropped"])]
     parts += [
         "## Prepared",
@@ -173,6 +176,61 @@ def _flat(flat: dict[str, dict[str, int]]) -> str:
     return "Traces that hardly move (mean absolute deviation under 0.01 over 30 s):\n\n" + _table(
         ("", "traces", "flat", "people who drew one"), rows
     )
+
+
+def _listeners(listeners: dict[str, Any]) -> str:
+    """How personal they are: see :mod:`data_prep.listeners`."""
+    both = {name: listeners[name] for name in DIMENSIONS if name in listeners}
+    rows = []
+    for trait in ("level", "movement"):
+        for part in ("song", "person", "rest"):
+            cells = (_part(x[trait]["components"], part) for x in both.values())
+            rows.append((f"{trait}: variance of {part}", *cells))
+        cells = (_with_interval(x[trait]["icc"]) for x in both.values())
+        rows.append((f"{trait}: intraclass correlation of a person's residuals", *cells))
+    text = [
+        "### How personal the listeners are",
+        "Level: mean of a trace over time. Movement: log of its standard deviation. Residual: the difference from the song's other raters. Brackets: 95 % "
+        "intervals, of variances over people and songs, of correlations over people. Percent: share of the three variances.",
+        _table(("", *both), rows),
+    ]  # fmt: skip
+    if listeners["correlation"] is not None:
+        text.append(f"Correlation of people's mean residuals in the two dimensions: {listeners['correlation']:.2f} (of people with enough songs for the table below).")  # fmt: skip
+    judged = {name: x["ceiling"] for name, x in both.items() if x["ceiling"]}
+    if judged:
+        text += [
+            "The most that K songs of a person can tell about their others: RMSE gained over a perfect model of everybody (the mean of the other raters) by "
+            "adding the best share of the person's mean residual on K songs. People count the same.",
+            _ceiling_table(judged),
+        ]  # fmt: skip
+        if min(x["people"] for x in judged.values()) < FEW:
+            text.append(f"Fewer than {FEW} people: these intervals are not to be trusted.")
+    return "\n\n".join(text)
+
+
+def _ceiling_table(judged: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for name, x in judged.items():
+        rows.append((name, "0", f"{x['rmse']:.4f}", "", "", f"{x['people']:,}"))
+        for one in x["shots"]:
+            change = f"{-one['gain']:+.4f}"
+            if one["low"] is not None:
+                change += f" [{-one['high']:+.4f}, {-one['low']:+.4f}]"
+            share, gaining = f"{one['share']:.1f}", f"{one['gaining']:.0%}"
+            rows.append((name, str(one["songs"]), change, share, gaining, ""))
+    return _table(("", "songs K", "RMSE, then its change", "best share", "people who gain", "people"), rows)  # fmt: skip
+
+
+def _part(components: dict[str, dict[str, float]] | None, part: str) -> str:
+    if components is None:
+        return "-"
+    whole = sum(one["value"] for one in components.values())
+    share = components[part]["value"] / whole if whole else 0.0
+    return f"{_with_interval(components[part])}, {share:.0%}"
+
+
+def _with_interval(one: dict[str, float] | None) -> str:
+    return "-" if one is None else f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
 
 
 def _dropped(dropped: dict[str, int]) -> str:

@@ -28,6 +28,7 @@ from data_prep.base import (
 from data_prep.card import write_card
 from data_prep.examples import Job, features_dict, sound_key
 from data_prep.features import FeatureConfig
+from data_prep.listeners import describe_listeners
 from data_prep.shards import FACTS_FILE, VERSION, read_facts, write_labels
 from data_prep.statistics import describe_songs
 from data_prep.validation import Checked
@@ -267,6 +268,7 @@ def _facts(
         "flat": {name: dataclasses.asdict(flat) for name, flat in corpus.flat.items()},
         "left_out": checked.lines() + problems,
         "statistics": describe_songs(corpus.songs),
+        "listeners": describe_listeners(corpus.songs),
         "shards": [dataclasses.asdict(result) for result in results],
     }
 

@@ -439,8 +439,20 @@ def test_the_card_says_what_is_there(root, whole):
         statistics["songs"] == 200 and statistics["ratings"] + sum(facts["dropped"].values()) == 800
     )
     assert statistics["arousal"]["points"] == 2400
-    for phrase in ("| songs", "2,400", "Cronbach", "spectral", "float16"):
+    for phrase in (
+        "| songs",
+        "2,400",
+        "Cronbach",
+        "spectral",
+        "float16",
+        "How personal",
+        "best share",
+    ):
         assert phrase in text
+    without = card.card_text(facts | {"listeners": None})  # no two raters of a song
+    assert "How personal" not in without and "spectral" in without
+    del facts["listeners"]  # data prepared before it was told
+    assert card.card_text(facts) == without
     pictures = {path.name for path in (whole / card.CARD_FOLDER).glob("*.png")}
     assert pictures == {"labels.png", "plane.png", "raters.png"}
     assert all(f"({name})" in text for name in pictures)
