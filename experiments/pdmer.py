@@ -1,5 +1,6 @@
 """One-shot personalisation against every baseline."""
 
+from dsaml_jax.evaluation.choosing import FINE_TUNING, OFFSETS, STRENGTHS
 from dsaml_jax.experiment import Experiment, Method, Training
 
 REFERENCE = (
@@ -7,18 +8,6 @@ REFERENCE = (
     "meta.inner_loss=dsaml", "meta.squared_error_weight=0", "meta.batch_norm=batch", "training.schedule=constant",
 )  # fmt: skip
 """How the published implementation adapts (`--preset reference`), on the model of this scale."""
-
-RATES = {
-    "predictor/out/bias": (0.017, 0.05, 0.08),
-    "predictor/out": (0.003, 0.01, 0.03),
-    "all": (0.003,),
-}
-FINE_TUNING = tuple(
-    ("meta.strength=1", f"meta.adapts={adapts}", f"meta.learning_rate={rate}")
-    for adapts, rates in RATES.items()
-    for rate in rates
-)
-"""What the validation part may choose from for the DMER model that is merely fine-tuned, by three steps."""
 
 ALL_THE_WAY = ("meta.strength=1",)
 """Gains more in the mean, for fewer listeners."""
@@ -48,23 +37,33 @@ def experiment() -> Experiment:
         "otherwise, or were trained otherwise.",
         task="pdmer",
         trainings=TRAININGS
-        | {"reference settings": Training("pdmer", REFERENCE, start="DMER", share=0.2)},
+        | {
+            "DMER, longer": Training("dmer", start="DMER", as_long_as=("DMER", "MAML")),
+            "reference settings": Training("pdmer", REFERENCE, start="DMER", share=0.2),
+        },
         methods={
             "constant": Method("constant"),
             "support mean": Method("support mean"),
             "DMER": Method("unadapted", "DMER"),
             "DMER + affine": Method("affine", "DMER"),
+            "DMER + offset": Method("offset", "DMER", choices=OFFSETS),
             "DMER fine-tuned": Method("adapted", "DMER", choices=FINE_TUNING),
+            "DMER, longer": Method("unadapted", "DMER, longer"),
+            "DMER, longer + offset": Method("offset", "DMER, longer", choices=OFFSETS),
             "reference settings, unadapted": Method("unadapted", "reference settings"),
             "reference settings, adapted": Method("adapted", "reference settings"),
-            "random tasks, adapted": Method("adapted", "MAML, random tasks"),
+            "random tasks, adapted": Method("adapted", "MAML, random tasks", choices=STRENGTHS),
+            "random tasks + offset": Method("offset", "MAML, random tasks", choices=OFFSETS),
             "MAML unadapted": Method("unadapted", "MAML"),
-            "MAML adapted": Method("adapted", "MAML"),
-            "MAML adapted, 0.8 of the way": Method("adapted", "MAML", ("meta.strength=0.8",)),
+            "MAML + offset": Method("offset", "MAML", choices=OFFSETS),
+            "MAML adapted, by the preset": Method("adapted", "MAML"),
             "MAML adapted, all the way": Method("adapted", "MAML", ALL_THE_WAY),
+            "MAML adapted": Method("adapted", "MAML", choices=STRENGTHS),
+            "the other raters (no model)": Method("others"),
+            "the other raters + offset (no model)": Method("others", choices=OFFSETS),
         },
         against="MAML unadapted",
-        subjects=("MAML adapted, 0.8 of the way", "MAML adapted", "MAML adapted, all the way"),
+        subjects=("MAML adapted",),
         protocols=("clean", "reference"),
         figures=("listeners", "annotators", "attention", "learning", "spread"),
     )

@@ -1,7 +1,8 @@
 """What a task is: an annotator, a random mixture, or nothing."""
 
+from dsaml_jax.evaluation.choosing import OFFSETS, STRENGTHS
 from dsaml_jax.experiment import Experiment, Method
-from experiments.pdmer import ALL_THE_WAY, TRAININGS
+from experiments.pdmer import TRAININGS
 
 
 def experiment() -> Experiment:
@@ -22,11 +23,14 @@ def experiment() -> Experiment:
         trainings=TRAININGS,
         methods={
             "mean only": Method("unadapted", "DMER"),
-            "mean only, adapted": Method("adapted", "DMER", ALL_THE_WAY),
+            "mean only, adapted": Method("adapted", "DMER", choices=STRENGTHS),
+            "mean only + offset": Method("offset", "DMER", choices=OFFSETS),
             "random tasks": Method("unadapted", "MAML, random tasks"),
-            "random tasks, adapted": Method("adapted", "MAML, random tasks", ALL_THE_WAY),
+            "random tasks, adapted": Method("adapted", "MAML, random tasks", choices=STRENGTHS),
+            "random tasks + offset": Method("offset", "MAML, random tasks", choices=OFFSETS),
             "annotator tasks": Method("unadapted", "MAML"),
-            "annotator tasks, adapted": Method("adapted", "MAML", ALL_THE_WAY),
+            "annotator tasks + offset": Method("offset", "MAML", choices=OFFSETS),
+            "annotator tasks, adapted": Method("adapted", "MAML", choices=STRENGTHS),
         },
         against="annotator tasks, adapted",
         figures=("learning", "spread"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -97,6 +99,49 @@ def test_queries_carry_their_own_labels(corpus):
     truth[0, 1] = np.nan
     assert scores.labelled(truth).sum() == truth.shape[0] * truth.shape[1] - 1
     assert len(trial.labels()) == truth.shape[0] * truth.shape[1] - 1
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize("shots", [1, 2])
+def test_an_offset_is_a_share_of_the_mean_error_on_the_support_songs(corpus, shots):
+    corpus.ratings[:, 1] = np.nan  # valence was not drawn: nothing to move it by
+    trial = listener_trial(corpus, "test", supports=9, shots=shots)
+    flat = methods.CurvesOfSongs(trial.songs, np.ones((SONGS, STEPS, 2), np.float32))
+    moved = methods.with_offset(trial, flat, 0.5)
+    error = np.nanmean(trial.support_truth[..., 0], axis=(1, 2)) - 1.0
+    expected = np.broadcast_to(1.0 + 0.5 * error[:, None, None], moved.shape[:-1])
+    np.testing.assert_allclose(moved[..., 0], expected, rtol=1e-5)  # float32 means of 180 values
+    assert (moved[..., 1] == 1.0).all()
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+def test_the_other_raters_and_how_far_somebody_is_from_them(corpus):
+    """b draws what a draws and 1 more, c one less in the first song alone."""
+    more = corpus.ratings + 1.0
+    less = corpus.ratings[:STEPS] - 1.0
+    rated = dataclasses.replace(
+        corpus,
+        annotator_ids=("a", "b", "c"),
+        rating_song=np.array([0, 1, 2, 3, 0, 1, 2, 3, 0], np.int32),
+        rating_annotator=np.array([0, 0, 0, 0, 1, 1, 1, 1, 2], np.int32),
+        rating_first=(np.arange(9) * STEPS).astype(np.int32),
+        ratings=np.concatenate([corpus.ratings, more, less]).astype(np.float32),
+    )
+    trial = listener_trial(rated, "test", supports=9)
+    assert set(trial.listeners.annotator) == {0, 1}  # c has one song
+    asked = trial.listeners.query >= 0
+    song = np.where(asked, trial.listeners.query_song, -1)
+    for share, error in ((0.0, 1.0), (1.0, 0.0)):
+        wrong = trial.truth - methods.others(trial, share)
+        # In the first song the others are two, of mean 0 for a and -0.5 for b; a is 1 below b elsewhere.
+        for who, sign in ((0, -1.0), (1, 1.0)):
+            mine = (trial.listeners.annotator == who)[:, None]
+            told = share and (trial.support_songs[:, :1] != 0)
+            elsewhere = mine & (song > 0) & (told if share else True)
+            assert elsewhere.any()
+            np.testing.assert_allclose(wrong[elsewhere], sign * error, atol=1e-4)  # values to 300
+        first = (trial.listeners.annotator == 0)[:, None] & (song == 0)
+        np.testing.assert_allclose(wrong[first], 0.0 if not share else 1.0, atol=1e-4)
 
 
 def test_affine_calibration_is_least_squares():

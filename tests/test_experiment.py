@@ -1,4 +1,4 @@
-"""Experiments: statistics against known cases, tables, figures, and a whole experiment that is resumed.
+"""Experiments: tables, figures, and a whole experiment that is resumed.
 
 Tolerances are those of NumPy and pytest (1e-7 and 1e-6 relative): the statistics are in float64.
 """
@@ -20,68 +20,41 @@ from dsaml_jax.evaluation.scores import unit_means
 from dsaml_jax.experiment import Experiment, Judged, Method, Outcome, Runner, Training
 from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
-from dsaml_jax.experiment.statistics import paired_difference
 from dsaml_jax.experiment.tables import (
     difference,
     differences_table,
+    over_seeds,
     pairs,
+    score_table,
     scores_table,
     to_latex,
     to_markdown,
+    unit_scores,
     write_tables,
 )
 from experiments import NAMES
 from tests.conftest import SMALL_MODEL
 
-# ---- Statistics.
-
-
-def test_means_of_units_count_each_unit_once():
-    names, means = unit_means(["b", "a", "b", "b"], np.array([1.0, 5.0, 2.0, 3.0]))
-    assert names == ["a", "b"]
-    np.testing.assert_allclose(means, [5.0, 2.0])
-
-
-@pytest.mark.parametrize(
-    ("shift", "lower_is_better", "verdict"),
-    [(1.0, False, "better"), (1.0, True, "worse"), (-1.0, True, "better"), (0.0, True, "")],
-)
-def test_only_an_interval_without_zero_is_a_verdict(shift, lower_is_better, verdict):
-    random = np.random.RandomState(0)
-    theirs = random.randn(40)
-    noise = random.randn(40)
-    ours = theirs + noise - noise.mean() + shift
-    found = paired_difference(ours, theirs, lower_is_better=lower_is_better)
-    assert found.verdict == verdict
-    assert found.mean == pytest.approx(shift) and found.low < found.mean < found.high
-    gains = (ours < theirs) if lower_is_better else (ours > theirs)
-    assert (found.better, found.worse) == (gains.sum(), 40 - gains.sum())
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    random = np.random.RandomState(1)
-    held = 0
-    for _ in range(200):
-        found = paired_difference(random.randn(30) + 0.3, np.zeros(30), lower_is_better=False)
-        held += found.low <= 0.3 <= found.high
-    assert 178 <= held <= 198  # 95 %, give or take what 200 trials and 30 units do
-
-
-def test_equal_methods_differ_by_nothing():
-    found = paired_difference(np.ones(5), np.ones(5), lower_is_better=True)
-    assert (found.mean, found.low, found.high, found.better, found.worse) == (0, 0, 0, 0, 0)
-    assert found.verdict == ""
-    rounded = paired_difference(np.full(5, 1.0 + 1e-8), np.ones(5), lower_is_better=True)
-    assert (rounded.better, rounded.worse, rounded.verdict) == (0, 0, "")
-    # A constant difference has no spread to draw from, and needs none.
-    assert paired_difference(np.ones(5), np.zeros(5), lower_is_better=False).verdict == "better"
-    with pytest.raises(ValueError, match="paired units"):
-        paired_difference(np.ones(3), np.ones(4), lower_is_better=True)
-    with pytest.raises(ValueError, match="paired units"):
-        paired_difference(np.ones(1), np.ones(1), lower_is_better=True)
-
-
 # ---- Tables.
+
+
+def test_a_person_counts_once_and_each_song_of_theirs_once():
+    """Three curves of one song (by three support songs) and one of another: a mean of two, in a mean of two people."""
+    cells = [("a", "x"), ("a", "x"), ("a", "x"), ("a", "y"), ("b", "x")]
+    labels = [{"annotator": who, "support": "s", "song": song} for who, song in cells]
+    values = {column: np.array([1.0, 2.0, 3.0, 6.0, 8.0]) for column in COLUMNS}
+    values["valence_ccc"] = np.array([1.0, np.nan, 3.0, np.nan, np.nan])  # not labelled there
+    one = Judged(labels, values)
+    two = Judged(labels, {column: x + 1.0 for column, x in values.items()})
+    assert unit_means(cells, values["arousal_ccc"])[1].tolist() == [4.0, 8.0]
+    assert unit_scores([one, two], "arousal_ccc", "annotator") == {"a": 4.5, "b": 8.5}
+    assert unit_scores([one], "arousal_ccc", "song") == {"x": 3.5, "y": 6.0}
+    assert unit_scores([one], "valence_ccc", "annotator") == {"a": 2.0}
+    mean, spread = over_seeds([one, two], "arousal_ccc", "annotator")
+    assert mean == 6.5 and spread == pytest.approx(np.sqrt(0.5))  # of a sample of two
+    names, table = score_table([one, two], "arousal_ccc", "annotator")
+    assert names == ["a", "b"]
+    np.testing.assert_array_equal(table[0], [[2.0, 6.0], [8.0, np.nan]])
 
 
 def judged(value, people=("=cmd()", "b", "c")):
@@ -111,7 +84,7 @@ def outcome():
 
 def test_tables_say_what_was_measured(outcome):
     table = scores_table(outcome)
-    assert table.rows[0][:2] == ("low", "0.350 ± 0.100") and table.rows[2][1] == "2.250"
+    assert table.rows[0][:2] == ("low", "0.350 ± 0.141") and table.rows[2][1] == "2.250"
     compared = pairs(outcome)
     assert list(compared) == ["each minus base", "top|pipe minus each"]
     assert difference(outcome, "ccc", "low", "base").mean == pytest.approx(-1.0)

@@ -14,16 +14,26 @@ import numpy as np
 from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel
+from dsaml_jax.config import MetaConfig, with_settings
 from dsaml_jax.corpus import fold_of, require_same_corpus
 from dsaml_jax.errors import UsageError
+from dsaml_jax.evaluation.choosing import (
+    FINE_TUNING,
+    OFFSETS,
+    VALIDATION_SUPPORTS,
+    Settings,
+    best_of,
+    share_of,
+)
 from dsaml_jax.evaluation.methods import (
     adapted,
     calibrated,
     constant,
     curves_of_songs,
     support_mean,
+    with_offset,
 )
-from dsaml_jax.evaluation.scores import METRICS, dimensions_of, scores, unit_means
+from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, scores, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
 
@@ -37,8 +47,8 @@ class Evaluation:
       task: `dmer` or `pdmer`.
       rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns of the dimensions
         that the curve is labelled in.
-      summary: method -> column -> `{"mean", "sd"}` over annotators, each by the mean of their curves, so that nobody
-        counts for having more songs; of DMER over songs.
+      summary: method -> column -> `{"mean", "sd"}` over annotators, each by the mean of their songs, so that nobody
+        counts for having more of them; of DMER over songs. The standard deviation is the sample's (n - 1).
       facts: what was evaluated on what.
     """
 
@@ -138,40 +148,83 @@ def _evaluate_pdmer(
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config.meta
-    trial = listener_trial(
-        corpus,
-        "test",
-        protocol=protocol,
-        shots=config.support_songs,
-        fold=fold_of(run.info.config.training),
-    )
+    fold = fold_of(run.info.config.training)
+    asked: dict[str, Any] = {"protocol": protocol, "shots": config.support_songs, "fold": fold}
+    trial = listener_trial(corpus, "test", **asked)
     for line in trial.judging.lines():
         console.say(line)
     tasks = trial.listeners
+    choose = _Chooser(corpus, asked, console)
 
-    def after_adapting(loaded: LoadedModel) -> np.ndarray:
+    def after_adapting(loaded: LoadedModel, adapting: MetaConfig) -> np.ndarray:
         with console.bar(len(tasks.annotator), "adapting", "task") as bar:
-            return adapted(trial, loaded.model, config, loaded.variables, bar)
+            return adapted(trial, loaded.model, adapting, loaded.variables, bar)
 
     predicted = {"constant": constant(trial), "support mean": support_mean(trial)}
     if dmer:
         curves = curves_of_songs(trial, dmer.model, dmer.variables)
         predicted["DMER"] = curves.of(trial.song)
         predicted["DMER + affine"] = calibrated(trial, curves)
-        predicted["DMER fine-tuned"] = after_adapting(dmer)
-    predicted["MAML unadapted"] = _unadapted(trial, run)
-    predicted["MAML adapted"] = after_adapting(run)
+        predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
+        predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
+    curves = curves_of_songs(trial, run.model, run.variables)
+    predicted["MAML unadapted"] = curves.of(trial.song)
+    predicted["MAML + offset"] = with_offset(trial, curves, choose.share("MAML", run))
+    predicted["MAML adapted"] = after_adapting(run, config)
     facts = {
-        "annotators": len(np.unique(tasks.annotator)),
+        "annotators": trial.judging.people,
+        "largest_share_of_one_annotator": trial.judging.largest_share,
+        "annotators_left_out": dict(trial.judging.left_out),
         "songs": len(trial.asked),
         "tasks": len(tasks.annotator),
         "inner_steps": config.steps,
         "checkpoint_step": run.step,
-        "annotators_left_out": sum(trial.judging.left_out.values()),
+        "chosen_on_validation": choose.chosen,
     }
     evaluation = _tabulate(protocol, "pdmer", trial, predicted, facts)
     shown = most_shared_song(trial, predicted["MAML unadapted"], predicted["MAML adapted"])
     return evaluation, shown
+
+
+class _Chooser:
+    """Chooses for the baselines by the people of the validation part."""
+
+    def __init__(self, corpus: Corpus, asked: dict[str, Any], console: Console) -> None:
+        self.chosen: dict[str, str] = {}
+        self._trial: Trial | None = None
+        try:
+            self._trial = listener_trial(
+                corpus, "validation", supports=VALIDATION_SUPPORTS, **asked
+            )
+        except UsageError as error:
+            console.say(f"nothing is chosen for the baselines: {error}")
+
+    def share(self, name: str, loaded: LoadedModel) -> float:
+        """Of the mean error on the support songs; none of it where nobody can be asked."""
+        trial = self._trial
+        if trial is None:
+            return 0.0
+        curves = curves_of_songs(trial, loaded.model, loaded.variables)
+        best = best_of(OFFSETS, trial, lambda one: with_offset(trial, curves, share_of(one)))
+        self.chosen[f"{name} + offset"] = " ".join(best)
+        return share_of(best)
+
+    def fine_tuning(self, dmer: LoadedModel, run: LoadedModel) -> MetaConfig:
+        """How a model that was not trained for it adapts, by the inner steps of one that was."""
+
+        def config(settings: Settings) -> MetaConfig:
+            return with_settings(run.info.config, settings).meta
+
+        trial = self._trial
+        if trial is None:
+            return run.info.config.meta
+        best = best_of(
+            FINE_TUNING,
+            trial,
+            lambda one: adapted(trial, dmer.model, config(one), dmer.variables),
+        )
+        self.chosen["DMER fine-tuned"] = " ".join(best)
+        return config(best)
 
 
 def _tabulate(
@@ -202,10 +255,10 @@ def _tabulate(
     return Evaluation(protocol, task, rows, summary, facts)
 
 
-def _over_units(units: list[str], values: np.ndarray) -> dict[str, float]:
-    """Mean and standard deviation over people, or songs, each by the mean of their curves."""
+def _over_units(units: list[Unit], values: np.ndarray) -> dict[str, float]:
+    """Mean and standard deviation over people, or songs, each by the mean of their songs."""
     _, means = unit_means(units, values)
-    return {"mean": float(means.mean()), "sd": float(means.std())}
+    return {"mean": float(means.mean()), "sd": float(means.std(ddof=1)) if len(means) > 1 else 0.0}
 
 
 def most_shared_song(

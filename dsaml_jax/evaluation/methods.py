@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep.curves import labelled_mean
+from data_prep.shards import Corpus
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import DeviceCorpus, gather_windows
@@ -40,6 +41,50 @@ def support_mean(trial: Trial) -> np.ndarray:
     return np.broadcast_to(mean[:, None, None], trial.truth.shape)
 
 
+def others(trial: Trial, share: float) -> np.ndarray:
+    """The mean of a song's other raters, moved by a share of what the listener differed from it on the support songs.
+
+    What a perfect model of everybody would say, and the most that an offset can add: a ceiling, no model, since it
+    reads what is to be judged by. Where nobody else drew, the corpus's own mean curve.
+    """
+    mean = _OthersMean(trial.corpus, trial.shape[0])
+    query = np.stack([mean.of(rating) for rating in trial.listeners.query.reshape(-1).tolist()])
+    support = np.stack([mean.of(rating) for rating in trial.support_ratings.reshape(-1).tolist()])
+    on_support = support.reshape(trial.support_truth.shape)
+    return query.reshape(trial.truth.shape) + _mean_error(trial.support_truth, on_support, share)
+
+
+class _OthersMean:
+    """Mean curves of all raters of a song but one."""
+
+    def __init__(self, corpus: Corpus, length: int) -> None:
+        self._corpus, self._length = corpus, length
+        steps = corpus.song_steps[corpus.rating_song]
+        offset = np.concatenate([np.arange(count) for count in steps])
+        drawn = corpus.ratings[np.repeat(corpus.rating_first, steps) + offset]
+        row = np.repeat(corpus.song_start[corpus.rating_song], steps) + offset
+        known = np.isfinite(drawn)
+        self._total, self._count = (np.zeros(corpus.mean.shape) for _ in range(2))
+        np.add.at(self._total, row, np.where(known, drawn, 0.0))
+        np.add.at(self._count, row, known)
+
+    def of(self, rating: int) -> np.ndarray:
+        """`[n, 2]`; zero where `rating` is below 0, and beyond the song."""
+        corpus, curve = self._corpus, np.zeros((self._length, 2), np.float32)
+        if rating < 0:
+            return curve
+        song = corpus.rating_song[rating]
+        steps = corpus.song_steps[song]
+        here = slice(corpus.song_start[song], corpus.song_start[song] + steps)
+        mine = corpus.ratings[corpus.rating_first[rating] : corpus.rating_first[rating] + steps]
+        count = self._count[here] - np.isfinite(mine)
+        total = self._total[here] - np.where(np.isfinite(mine), mine, 0.0)
+        curve[:steps] = np.where(
+            count > 0, total / np.maximum(count, 1), np.nan_to_num(corpus.mean[here])
+        )
+        return curve
+
+
 @dataclasses.dataclass(frozen=True)
 class CurvesOfSongs:
     """One curve for each song of a trial, the same for everybody.
@@ -62,6 +107,21 @@ def curves_of_songs(trial: Trial, model: DSAML, variables: Variables) -> CurvesO
     songs = trial.songs
     curves = _curves(model, variables, trial.device, jnp.asarray(songs, jnp.int32), trial.shape)
     return CurvesOfSongs(songs, np.asarray(curves))
+
+
+def with_offset(trial: Trial, curves: CurvesOfSongs, share: float) -> np.ndarray:
+    """A model's curves, moved by a share of its mean error on each listener's support songs.
+
+    In a dimension that they did not draw there, the curves are left as they are.
+    """
+    on_support = curves.of(trial.support_songs)
+    return curves.of(trial.song) + _mean_error(trial.support_truth, on_support, share)
+
+
+def _mean_error(truth: np.ndarray, predicted: np.ndarray, share: float) -> np.ndarray:
+    """A share of the mean of `truth - predicted`, `[tasks, S, n, 2]`, as `[tasks, 1, 1, 2]`; 0 where nothing is known."""
+    error = labelled_mean((truth - predicted).reshape(len(truth), -1, 2), axis=1)
+    return share * np.where(np.isfinite(error), error, 0.0)[:, None, None]
 
 
 def calibrated(trial: Trial, curves: CurvesOfSongs) -> np.ndarray:

@@ -20,6 +20,10 @@ Scores = dict[str, np.ndarray]
 column's dimension. A dimension that nothing is labelled in has no columns."""
 
 
+Unit = tuple[str, str]
+"""Whose a curve is, and of what song; of a mean curve the song, and nothing."""
+
+
 @jax.jit
 def _all_scores(prediction: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
     """Each metric of curves `[..., n, 2]`, NaN targets masked, as `[..., 2]`."""
@@ -59,23 +63,26 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     }
 
 
-def unit_means(units: Sequence[str], values: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Mean of the values of each unit.
+def unit_means(units: Sequence[Unit], values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Mean of the values of each unit, those of the same song averaged first.
 
     Args:
-      units: `[k]` whose each value is.
+      units: `[k]` whose each value is, and of what song.
       values: `[k]`, NaN where there is none.
 
     Returns:
       the units that have a value, sorted, and their means.
     """
     there = np.isfinite(values)
-    names, place = np.unique(np.asarray(units)[there], return_inverse=True)
-    return names.tolist(), np.bincount(place, values[there]) / np.bincount(place)
+    pairs, pair = np.unique(np.asarray(units)[there], axis=0, return_inverse=True)
+    pair = pair.reshape(-1)  # numpy 2.0 gives it two axes
+    of_song = np.bincount(pair, values[there]) / np.bincount(pair)
+    names, place = np.unique(pairs[:, 0], return_inverse=True)
+    return names.tolist(), np.bincount(place, of_song) / np.bincount(place)
 
 
 def mean_scores(
-    predicted: np.ndarray, truth: np.ndarray, units: Sequence[str] | None = None
+    predicted: np.ndarray, truth: np.ndarray, units: Sequence[Unit] | None = None
 ) -> dict[str, float]:
     """Mean of each column, and `score`: the mean of CCC, PCC and 1 - RMSE.
 

@@ -23,7 +23,7 @@ from dsaml_jax.corpus import (
     to_device,
 )
 from dsaml_jax.errors import UsageError
-from dsaml_jax.evaluation.scores import labelled
+from dsaml_jax.evaluation.scores import Unit, labelled
 from dsaml_jax.tasks import (
     TaskBatch,
     TaskPool,
@@ -64,6 +64,11 @@ class Judging:
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def largest_share(self) -> float:
+        """Of all songs, summed over people, those of the person with most."""
+        return max(self.songs_of_person, default=0) / max(sum(self.songs_of_person), 1)
+
     def lines(self) -> list[str]:
         """For people."""
         if not self.people:
@@ -72,7 +77,8 @@ class Judging:
         left = [f"{count} people left out: {why}" for why, count in self.left_out.items() if count]
         return [
             f"{self.part} ({self.fold}): {self.people} people, {counts.min()} to {counts.max()} songs each (median "
-            f"{np.median(counts):g}), {self.songs} songs, {self.tasks} adaptations, {self.curves} curves",
+            f"{np.median(counts):g}), {self.songs} songs, {self.tasks} adaptations, {self.curves} curves; one person has "
+            f"{self.largest_share:.0%} of the songs, and counts as one",
             *(f"{self.part}: {line}" for line in [*left, *self.notes]),
         ]
 
@@ -120,14 +126,15 @@ class Trial:
         return np.union1d(self.asked, self.support_songs)
 
     @property
-    def support_songs(self) -> np.ndarray:
-        """`[tasks, S]` the distinct support songs of each task, in order."""
-        songs, ratings = self.listeners.support_song, self.listeners.support
-        rows = [
-            list(dict.fromkeys(song[rating >= 0].tolist()))
-            for song, rating in zip(songs, ratings, strict=True)
-        ]
+    def support_ratings(self) -> np.ndarray:
+        """`[tasks, S]` the ratings that each task adapts to, one for each of its songs, in order."""
+        rows = [list(dict.fromkeys(row[row >= 0].tolist())) for row in self.listeners.support]
         return np.array(rows, np.int32)
+
+    @property
+    def support_songs(self) -> np.ndarray:
+        """`[tasks, S]` the songs of those ratings."""
+        return self.corpus.rating_song[self.support_ratings].astype(np.int32)
 
     @property
     def support_truth(self) -> np.ndarray:
@@ -158,9 +165,12 @@ class Trial:
         }
         return dataclasses.replace(self, tasks=dataclasses.replace(tasks, **fewer))
 
-    def units(self) -> list[str]:
-        """Whose each labelled curve is, or of DMER which song's: what means are over."""
-        return [label["annotator"] or label["song"] for label in self.labels()]
+    def units(self) -> list[Unit]:
+        """Whose each labelled curve is and of what song, or of DMER which song's: what means are over."""
+        return [
+            (label["annotator"], label["song"]) if label["annotator"] else (label["song"], "")
+            for label in self.labels()
+        ]
 
     def labels(self) -> list[dict[str, str]]:
         """Whose curve of what song each labelled one is, and what was adapted to."""

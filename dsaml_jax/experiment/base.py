@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from dsaml_jax.evaluation.choosing import Settings
 from dsaml_jax.evaluation.scores import Scores
 from dsaml_jax.evaluation.trials import Protocol
 
 Task = Literal["dmer", "pdmer"]
-Kind = Literal["constant", "support mean", "ridge", "unadapted", "affine", "adapted"]
-Settings = tuple[str, ...]
-"""`key=value`, as for `dsaml train --set`."""
+Kind = Literal[
+    "constant", "support mean", "others", "ridge", "unadapted", "offset", "affine", "adapted"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,8 @@ class Method:
       kind: see :mod:`dsaml_jax.evaluation.methods` and :mod:`dsaml_jax.experiment.ridge`.
       training: the model, for kinds that have one.
       settings: of adaptation, on top of those the model was trained with.
-      choices: settings to choose from on the validation part, by the score of the loss; empty: no choice.
+      choices: settings to choose from on the validation part, by the score of the loss; empty: no choice. Of the
+        kinds `offset` and `others`: :data:`dsaml_jax.evaluation.choosing.OFFSETS`.
       shots: support songs.
     """
 

@@ -11,10 +11,10 @@ from dsaml_jax import figures
 from dsaml_jax.corpus import gather_windows
 from dsaml_jax.evaluation import methods
 from dsaml_jax.evaluation.evaluate import most_shared_song
-from dsaml_jax.evaluation.scores import METRICS, unit_means
+from dsaml_jax.evaluation.scores import METRICS
 from dsaml_jax.experiment.base import Method, Outcome
 from dsaml_jax.experiment.running import Runner
-from dsaml_jax.experiment.tables import all_columns, over_seeds, unit_of, unit_scores
+from dsaml_jax.experiment.tables import over_seeds, unit_of, unit_scores
 from dsaml_jax.report import Picture
 from dsaml_jax.runs import read_metrics, read_status
 
@@ -171,10 +171,8 @@ def _columns(runner: Runner, outcome: Outcome) -> Pictures:
     for metric in METRICS:
         values = {}
         for name in names:
-            one = outcome.judged[name][0]
-            values[name] = unit_means(
-                [x[unit] for x in one.labels], all_columns(one.scores)[metric]
-            )[1]
+            means = unit_scores(outcome.judged[name][:1], metric, unit)
+            values[name] = np.array(list(means.values()))
         drawn = figures.spread(values, f"{metric.upper()}, mean of arousal and valence")
         what = f"A box for the middle half of the {unit}s, seed 0."
         pictures[f"spread-{metric}"] = Picture(f"{metric.upper()} over {unit}s", what, drawn)

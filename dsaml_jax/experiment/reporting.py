@@ -11,12 +11,14 @@ from dsaml_jax.evaluation.trials import Protocol
 from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.figures import draw
 from dsaml_jax.experiment.running import Runner
+from dsaml_jax.experiment.statistics import FEW
 from dsaml_jax.experiment.tables import (
     differences_table,
     pairs,
     scores_table,
     to_markdown,
     unit_of,
+    unit_scores,
     write_tables,
 )
 from dsaml_jax.figures import write_vector
@@ -61,12 +63,16 @@ def _of_protocol(outcome: Outcome) -> list[str]:
     lines += [to_markdown(scores_table(outcome)), ""]
     spread = f", then mean ± standard deviation over {seeds} seeds of training" if seeds > 1 else ""
     lines += [f"Mean over {unit}s, each the mean of their curves{spread}.", ""]
+    random = " and ".join([*(["annotators"] if unit == "annotator" else []), "songs", *(["seeds"] if seeds > 1 else [])])  # fmt: skip
+    units = len(unit_scores(next(iter(outcome.judged.values())), "rmse", unit))
+    if units < FEW:
+        lines += [f"Only {units} {unit}s: intervals over fewer than {FEW} are not to be trusted.", ""]  # fmt: skip
     for what, compared in pairs(outcome).items():
         lines += [f"### {what[0].upper()}{what[1:]}", ""]
         lines += [to_markdown(differences_table(outcome, compared)), ""]
         lines += [
-            f"Mean of arousal and valence; differences paired by {unit}, with bootstrap 95 % intervals over {unit}s. "
-            "Bold: the first is better and the interval excludes zero.",
+            f"Mean of arousal and valence; differences paired by {unit}. 95 % intervals by the bootstrap over {random}. "
+            f"Bold: the first is better, and would be in 95 of 100 studies in all {len(compared)} rows at once (Bonferroni).",
             "",
         ]
     chosen = {

@@ -25,9 +25,9 @@ from dsaml_jax.evaluation import (
     agreed_trial,
     listener_judging,
     listener_trial,
-    mean_scores,
     methods,
 )
+from dsaml_jax.evaluation.choosing import VALIDATION_SUPPORTS, Settings, best_of, share_of
 from dsaml_jax.evaluation.scores import scores
 from dsaml_jax.evaluation.trials import PartName, Protocol
 from dsaml_jax.experiment.base import (
@@ -36,7 +36,6 @@ from dsaml_jax.experiment.base import (
     Method,
     Outcome,
     Scale,
-    Settings,
     Training,
 )
 from dsaml_jax.experiment.ridge import ridge_curves
@@ -44,9 +43,6 @@ from dsaml_jax.progress import Console
 from dsaml_jax.report import commit, environment
 from dsaml_jax.runs import read_status
 from dsaml_jax.training import judging_lines, train
-
-VALIDATION_SUPPORTS = 2
-"""Tasks of each validation annotator in a choice of settings."""
 
 
 class Runner:
@@ -291,13 +287,8 @@ class Runner:
     ) -> Settings:
         """The choice with the best score on the validation part."""
         trial = self.trial("validation", protocol, method.shots, fold)
-        units = trial.units()
-
-        def score(choice: Settings) -> float:
-            predicted = self.predict(trial, method, model, choice)
-            return mean_scores(predicted, trial.truth, units)["score"]
-
-        best = max(method.choices[: self.scale.choices], key=score)
+        choices = method.choices[: self.scale.choices]
+        best = best_of(choices, trial, lambda one: self.predict(trial, method, model, one))
         self.console.say(f"[seed {seed}] validation chooses {', '.join(best) or 'no change'}")
         return best
 
@@ -309,6 +300,8 @@ class Runner:
             return methods.constant(trial)
         if method.kind == "support mean":
             return methods.support_mean(trial)
+        if method.kind == "others":
+            return methods.others(trial, share_of(chosen) if chosen else 0.0)
         if method.kind == "ridge":
             return ridge_curves(trial, self.trial("validation", "clean", 1, trial.judging.fold))
         assert model is not None
@@ -318,6 +311,8 @@ class Runner:
         curves = methods.curves_of_songs(trial, model.model, model.variables)
         if method.kind == "affine":
             return methods.calibrated(trial, curves)
+        if method.kind == "offset":
+            return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)
 
 

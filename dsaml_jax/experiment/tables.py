@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.base import plain_cell, replacing
 from data_prep.curves import labelled_mean
-from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of, unit_means
+from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of
 from dsaml_jax.experiment.base import Judged, Outcome
 from dsaml_jax.experiment.statistics import Difference, paired_difference
 
@@ -33,19 +33,42 @@ def columns_of(outcome: Outcome) -> tuple[str, ...]:
 
 
 def over_seeds(judged: Sequence[Judged], column: str, unit: str) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of the mean over units, each the mean of their curves."""
+    """Mean and standard deviation (n - 1; 0 of one) over seeds of the mean over units, each the mean of their songs."""
     means = [float(np.mean(list(unit_scores([one], column, unit).values()))) for one in judged]
-    return float(np.mean(means)), float(np.std(means))
+    return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
 
 
 def unit_scores(judged: Sequence[Judged], column: str, unit: str) -> dict[str, float]:
-    """Mean of a column for each annotator or song, over curves and seeds."""
-    per_seed = [
-        unit_means([label[unit] for label in one.labels], all_columns(one.scores)[column])
-        for one in judged
-    ]
-    values = np.mean([means for _, means in per_seed], axis=0)
-    return dict(zip(per_seed[0][0], values.tolist(), strict=True))
+    """Mean of a column for each annotator (of their songs, each the mean of its curves) or song, over seeds."""
+    units, table = score_table(judged, column, unit)
+    return dict(zip(units, labelled_mean(table.mean(axis=0), axis=-1).tolist(), strict=True))
+
+
+def score_table(judged: Sequence[Judged], column: str, unit: str) -> tuple[list[str], np.ndarray]:
+    """A column of one method, ready to be paired with that of another.
+
+    Args:
+      judged: one for each seed, with the same labels.
+      column: of :func:`all_columns`.
+      unit: `annotator`, or `song`, which has no songs below it.
+
+    Returns:
+      names of the units, sorted, and `[seeds, units, songs]`: means over curves, NaN where there is none.
+    """
+    labels = judged[0].labels
+    names, who = np.unique([label[unit] for label in labels], return_inverse=True)
+    below = [label["song"] if unit == "annotator" else "" for label in labels]
+    songs, what = np.unique(below, return_inverse=True)
+    cell = who * len(songs) + what
+    table = np.full((len(judged), len(names), len(songs)), np.nan)
+    for row, one in zip(table.reshape(len(judged), -1), judged, strict=True):
+        values = all_columns(one.scores)[column]
+        there = np.isfinite(values)
+        count = np.bincount(cell[there], minlength=len(row))
+        total = np.bincount(cell[there], values[there], minlength=len(row))
+        row[count > 0] = total[count > 0] / count[count > 0]
+    known = np.isfinite(table).any(axis=(0, 2))
+    return names[known].tolist(), table[:, known]
 
 
 def unit_of(outcome: Outcome) -> str:
@@ -53,14 +76,22 @@ def unit_of(outcome: Outcome) -> str:
     return "annotator" if outcome.experiment.task == "pdmer" else "song"
 
 
-def difference(outcome: Outcome, column: str, ours: str, theirs: str) -> Difference:
-    """One method minus another."""
-    unit = unit_of(outcome)
-    first, second = (unit_scores(outcome.judged[name], column, unit) for name in (ours, theirs))
+def difference(
+    outcome: Outcome, column: str, ours: str, theirs: str, comparisons: int = 1
+) -> Difference:
+    """One method minus another, as one of so many comparisons."""
+    return difference_of(
+        outcome.judged[ours], outcome.judged[theirs], column, unit_of(outcome), comparisons
+    )
+
+
+def difference_of(
+    ours: Sequence[Judged], theirs: Sequence[Judged], column: str, unit: str, comparisons: int = 1
+) -> Difference:
+    """One method minus another that was asked about the same curves."""
+    (_, first), (_, second) = (score_table(judged, column, unit) for judged in (ours, theirs))
     return paired_difference(
-        np.array(list(first.values())),
-        np.array([second[name] for name in first]),
-        lower_is_better=better_when(column) == "lower",
+        first, second, lower_is_better=better_when(column) == "lower", comparisons=comparisons
     )
 
 
@@ -104,7 +135,7 @@ def scores_table(outcome: Outcome) -> Table:
 
 
 def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) -> Table:
-    """Paired differences with their intervals; marked where the first is better and the interval excludes zero."""
+    """Paired differences with their intervals; marked where the first is better, all rows taken together."""
     unit = unit_of(outcome)
     header = ["method"]
     for metric in METRICS:
@@ -113,7 +144,7 @@ def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) ->
     for number, (name, (ours, theirs)) in enumerate(compared.items()):
         cells = [name]
         for metric in METRICS:
-            one = difference(outcome, metric, ours, theirs)
+            one = difference(outcome, metric, ours, theirs, comparisons=len(compared))
             if one.verdict == "better":
                 marked.add((number, len(cells)))
             interval = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
