@@ -278,11 +278,7 @@ def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
 def labelled_windows(
     corpus: Corpus, song: np.ndarray, first: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
-    """Which windows training and adaptation may draw of each of K curves.
-
-    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled
-    in either dimension (or all, in a shorter song). The last window of a song is flush with its end; where
-    that is off the grid it overlaps its neighbour almost wholly, and only prediction needs it.
+    """Which windows training and adaptation may draw of each of K curves; see :func:`windows_to_draw`.
 
     Args:
       corpus: whose songs.
@@ -293,15 +289,38 @@ def labelled_windows(
     Returns:
       `[K, W]` bool, W the most windows that any song has.
     """
+    return windows_to_draw(corpus.song_steps[song], first, values, int(corpus.window_count.max()))
+
+
+def windows_to_draw(
+    steps: np.ndarray, first: np.ndarray, values: np.ndarray, windows: int
+) -> np.ndarray:
+    """Which windows of songs training and adaptation may draw, of a corpus or of anybody's own.
+
+    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled
+    in either dimension (or all, in a shorter song). The last window of a song is flush with its end; where
+    that is off the grid it overlaps its neighbour almost wholly, so it is drawn only where no other can be.
+
+    Args:
+      steps: `[K]` of the songs.
+      first: `[K]` first row of each curve in `values`.
+      values: `[*, 2]` arousal and valence, NaN where unlabelled.
+      windows: `W`, at least as many as any song has.
+
+    Returns:
+      `[K, W]` bool.
+    """
     until = np.concatenate([[0], np.cumsum(np.isfinite(values).any(axis=-1))])
-    window = np.arange(corpus.window_count.max())[None]
-    steps = corpus.song_steps[song][:, None]
+    window, steps = np.arange(windows)[None], steps[:, None]
+    on_grid = np.maximum((steps - WINDOW_STEPS) // WINDOW_HOP + 1, 1)
+    flush = (window == on_grid) & (steps > (on_grid - 1) * WINDOW_HOP + WINDOW_STEPS)
     begin = np.minimum(window * WINDOW_HOP, steps)
+    begin = np.where(flush, steps - WINDOW_STEPS, begin)
     end = np.minimum(begin + WINDOW_STEPS, steps)
-    rows = first[:, None]
-    labelled = until[rows + end] - until[rows + begin]
-    regular = window < np.maximum((steps - WINDOW_STEPS) // WINDOW_HOP + 1, 1)
-    return regular & (labelled >= np.minimum(MIN_LABELLED_STEPS, end - begin)) & (labelled > 0)
+    labelled = until[first[:, None] + end] - until[first[:, None] + begin]
+    enough = (labelled >= np.minimum(MIN_LABELLED_STEPS, end - begin)) & (labelled > 0)
+    drawn = (window < on_grid) & enough
+    return drawn | (flush & enough & ~drawn.any(axis=1, keepdims=True))
 
 
 def pool_of(corpus: Corpus, ratings: np.ndarray, *, min_songs: int) -> TaskPool:

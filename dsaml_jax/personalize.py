@@ -13,17 +13,16 @@ from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
 from data_prep.audio import load_audio, max_seconds
 from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
-from data_prep.features import FeatureConfig
+from data_prep.features import FeatureConfig, window_starts
 from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
 from dsaml_jax.checkpoints import LoadedModel, save_model
+from dsaml_jax.corpus import windows_to_draw
 from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables, predict_song
-
-SUPPORT_WINDOWS = 8
-"""Most windows of the annotated song that adaptation reads."""
+from dsaml_jax.tasks import evenly_spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +171,10 @@ def personalize_on(
     """
     labels = _of_learned(loaded, labels)
     labelled = int(np.isfinite(labels).any(axis=1).sum())
-    if labelled < MIN_LABELLED_STEPS:
+    if not len(support_windows(labels)):
         raise DataError(
             f"{what}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
-            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
+            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s within 30 s are needed"
         )
     support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
     adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
@@ -197,31 +196,36 @@ def personalize_on(
     )
 
 
+def support_windows(labels: np.ndarray) -> np.ndarray:
+    """Indices of the windows that adaptation reads of a song labelled `[n, 2]`; see :func:`windows_to_draw`."""
+    windows = len(window_starts(len(labels)))
+    (drawn,) = windows_to_draw(np.array([len(labels)]), np.zeros(1, int), labels, windows)
+    there = np.flatnonzero(drawn)
+    return there[evenly_spread(np.array(len(there)))] if len(there) else there
+
+
 def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool) -> SongBatch:
-    """Windows of an annotated song, those with labels, evenly spread if there are many.
+    """Windows of an annotated song, the same that an evaluation adapts to.
 
     Args:
       features: of the song, n steps.
       labels: `[n, 2]`, NaN where unlabelled.
       per_step: which kind of embedding the features hold.
     """
-    inside = features.window_start[:, None] + np.arange(WINDOW_STEPS)[None]
+    windows = support_windows(labels)
+    inside = features.window_start[windows][:, None] + np.arange(WINDOW_STEPS)[None]
     present = inside < len(features.log_mel)
     rows = np.minimum(inside, len(features.log_mel) - 1)
     labelled = present[..., None] & np.isfinite(labels[rows])  # [w, T, 2]
-    useful = np.flatnonzero(labelled.any(axis=(1, 2)))
-    if len(useful) > SUPPORT_WINDOWS:
-        useful = useful[np.linspace(0, len(useful) - 1, SUPPORT_WINDOWS).round().astype(int)]
-    rows = rows[useful]
     values = np.nan_to_num(labels)[rows]
-    embedding = features.embedding[rows] if per_step else features.embedding[useful][:, None]
+    embedding = features.embedding[rows] if per_step else features.embedding[windows][:, None]
     return SongBatch(
         log_mel=jnp.asarray(features.log_mel[rows]),
         embedding=jnp.asarray(embedding),
         arousal=jnp.asarray(values[..., 0]),
         valence=jnp.asarray(values[..., 1]),
-        present=jnp.asarray(present[useful]),
-        labelled=jnp.asarray(labelled[useful]),
+        present=jnp.asarray(present),
+        labelled=jnp.asarray(labelled),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from dsaml_jax.errors import UsageError
 
 SUPPORT_WINDOWS = 4
-"""Most windows of one support song that adaptation reads outside training."""
+"""Most windows of one support song that adaptation reads outside training: in evaluating, and for a person's own song."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +262,8 @@ def evaluation_tasks(
 
 def _with_all_support_windows(pool: TaskPool, batch: TaskBatch) -> TaskBatch:
     """One support entry per window of each support song; songs with fewer windows are padded."""
-    counts = pool.window_counts[batch.support][..., None]  # [tasks, S, 1]
-    slots = min(SUPPORT_WINDOWS, int(counts.max()))
-    slot = np.arange(slots)[None, None]
-    used = np.minimum(counts, slots)
-    place = np.round(slot * (counts - 1) / np.maximum(used - 1, 1)).astype(np.int32)
-    real = slot < used
+    place = evenly_spread(pool.window_counts[batch.support])
+    real = place >= 0
     window = pool.windows[batch.support[..., None], np.where(real, place, 0)]
     shape = (len(batch.support), -1)
     return dataclasses.replace(
@@ -276,6 +272,15 @@ def _with_all_support_windows(pool: TaskPool, batch: TaskBatch) -> TaskBatch:
         support_song=np.where(real, batch.support_song[..., None], 0).reshape(shape),
         support_window=np.where(real, window, 0).reshape(shape),
     )
+
+
+def evenly_spread(counts: np.ndarray) -> np.ndarray:
+    """Which of so many windows `[...]` a support song is read by: `[..., slots]` places, -1 beyond those there are."""
+    counts = counts[..., None]
+    slot = np.arange(min(SUPPORT_WINDOWS, int(counts.max())))
+    used = np.minimum(counts, len(slot))
+    place = np.round(slot * (counts - 1) / np.maximum(used - 1, 1)).astype(np.int32)
+    return np.where(slot < used, place, -1)
 
 
 def same_song_tasks(pool: TaskPool, *, most: int | None = None) -> TaskBatch:

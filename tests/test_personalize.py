@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.base import DataError
+from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.checkpoints import at_strength, load_model
+from dsaml_jax.evaluation import listener_trial
 from dsaml_jax.personalize import (
     features_of_file,
     on_grid,
@@ -22,6 +24,7 @@ from dsaml_jax.personalize import (
     read_annotations,
     save_personalized,
     support_batch,
+    support_windows,
     write_curve,
 )
 
@@ -144,13 +147,41 @@ def test_support_takes_labelled_windows_only(small_run, song):
     assert batch.labelled.sum(axis=(0, 1)).tolist() == [20, 13]
 
 
+@pytest.mark.parametrize(
+    ("steps", "drawn", "windows"),
+    [
+        (20, slice(None), [0]),
+        (61, slice(None), [0]),  # the one flush with the end has half a second of its own
+        (61, slice(51, None), [1]),  # ... and is taken where the others have too little
+        (200, slice(None), [0, 1, 3, 4]),
+        (200, slice(185, None), [5]),
+        (200, slice(0, 9), []),
+        (700, slice(None), [0, 7, 14, 21]),
+    ],
+)
+def test_which_windows_of_a_song_are_adapted_to(steps, drawn, windows):
+    labels = np.full((steps, 2), np.nan)
+    labels[drawn, 0] = 0.5
+    assert support_windows(labels).tolist() == windows
+
+
+def test_what_is_personalised_on_is_what_is_evaluated(small_data):
+    """The windows of a person's own song are those by which a model is judged."""
+    corpus = read_corpus(small_data[1])
+    tasks = listener_trial(corpus, "test").listeners
+    for ratings, windows in zip(tasks.support, tasks.support_window, strict=True):
+        first = corpus.rating_first[ratings[0]]
+        labels = corpus.ratings[first : first + corpus.song_steps[corpus.rating_song[ratings[0]]]]
+        np.testing.assert_array_equal(support_windows(labels), windows[ratings >= 0])
+
+
 def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
     loaded = load_model(small_run)
     far = write_csv(tmp_path / "far.csv", steady(0.1, 0.1, end=80))
     with pytest.raises(DataError, match=r"annotated up to 79.5 s, but .* ends at 50.0 s"):
         personalize(loaded, song, far)
     sparse = write_csv(tmp_path / "sparse.csv", steady(0.1, 0.1, step=6.5))
-    with pytest.raises(DataError, match="at least 5 s are needed"):
+    with pytest.raises(DataError, match="at least 5 s within 30 s are needed"):
         personalize(loaded, song, sparse)
     short = tmp_path / "short.wav"
     soundfile.write(short, np.zeros(4 * 8000), 8000)

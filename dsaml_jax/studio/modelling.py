@@ -22,16 +22,15 @@ import numpy as np
 
 from data_prep.base import DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
-from data_prep.features import window_starts
 from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND
 from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
 from dsaml_jax.errors import UsageError
 from dsaml_jax.inference import Variables
 from dsaml_jax.personalize import (
-    SUPPORT_WINDOWS,
     personalize_on,
     predict_features,
     save_personalized,
+    support_windows,
 )
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.store import Participant, Row, Store
@@ -295,7 +294,7 @@ class Modelling:
 
 def _windows(song: StudioSong) -> int:
     """How many windows of a song adaptation reads: what it is compiled for."""
-    return min(len(window_starts(int(song.seconds * STEPS_PER_SECOND))), SUPPORT_WINDOWS)
+    return len(support_windows(np.zeros((int(song.seconds * STEPS_PER_SECOND), 2))))
 
 
 def curve_rows(curve: np.ndarray | None) -> list[list[Any]] | None:
