@@ -236,7 +236,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     """Runs `dsaml evaluate`."""
     from data_prep.shards import read_corpus
     from dsaml_jax.checkpoints import load_model
-    from dsaml_jax.evaluation import evaluate, table, write_evaluation
+    from dsaml_jax.evaluation import evaluate, keep_evaluation, table
     from dsaml_jax.progress import Console
     from dsaml_jax.run_report import write_run_report
 
@@ -251,7 +251,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         dmer=dmer,
         console=console,
     )
-    write_evaluation(evaluation, options.workdir)
+    kept = keep_evaluation(evaluation, options.workdir)
     facts = evaluation.facts
     console.say(
         f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
@@ -259,7 +259,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         f"mean ± sd over {'people' if evaluation.task == 'pdmer' else 'songs'}"
     )
     console.say(table(evaluation))
-    console.say(f"written: {options.workdir / 'results.json'}, {options.workdir / 'per_song.csv'}")
+    console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
     write_run_report(options.workdir)
 
 

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_prep.shards import read_corpus
 from dsaml_jax import cli
 from dsaml_jax.cli import main
+from dsaml_jax.corpus import identity
 from dsaml_jax.evaluation import COLUMNS
 from tests import golden_file
 from tests.conftest import SMALL_MODEL
@@ -70,15 +72,16 @@ def test_quick_demo_end_to_end(tmp_path, environment):
     assert page.count("href=") == page.count('href="#') + page.count('href="data:image')
     results = json.loads((workdir / "results.json").read_text())
     assert list(results["summary"]) == [
-        "constant", "support mean", "DMER", "DMER + affine", "DMER fine-tuned",
-        "MAML unadapted", "MAML adapted",
+        "constant", "support mean", "DMER", "DMER + affine", "DMER + offset", "DMER fine-tuned",
+        "MAML unadapted", "MAML + offset", "MAML adapted",
     ]  # fmt: skip
     rows = list(csv.DictReader((workdir / "per_song.csv").open()))
     of_person = {}
     for row in rows:
         if row["method"] == "MAML adapted":
-            of_person.setdefault(row["annotator"], []).append(float(row["arousal_rmse"]))
-    mean = np.mean([np.mean(values) for values in of_person.values()])
+            songs = of_person.setdefault(row["annotator"], {})
+            songs.setdefault(row["song"], []).append(float(row["arousal_rmse"]))
+    mean = np.mean([np.mean([np.mean(x) for x in songs.values()]) for songs in of_person.values()])
     # Written with all digits.
     assert results["summary"]["MAML adapted"]["arousal_rmse"]["mean"] == pytest.approx(mean)
     assert all(row["support"] != row["song"] for row in rows)
@@ -160,6 +163,15 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     assert all(np.isfinite(float(row[column])) for row in rows for column in COLUMNS)
     results = json.loads((work / "results.json").read_text())
     assert results["protocol"] == protocol and results["facts"]["embedding"] == "spectral"
+    facts = results["facts"]
+    assert facts["trained_on"] == facts["judged_on"] == identity(read_corpus(small_data[1]))
+    assert 0 < facts["largest_share_of_one_annotator"] <= 1 and facts["annotators"] > 1
+    assert set(facts["chosen_on_validation"]) == {"MAML + offset"}
+    assert "of the songs, and counts as one" in said
+    (kept,) = (work / "evaluations").iterdir()
+    assert kept.name.startswith(f"{protocol}-synthetic")
+    for name in ("results.json", "per_song.csv"):
+        assert (kept / name).read_bytes() == (work / name).read_bytes()
 
 
 def test_convert(tmp_path, small_data, capsys):

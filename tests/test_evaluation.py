@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import chex
 import jax
@@ -17,7 +18,14 @@ from dsaml_jax.checkpoints import load_model
 from dsaml_jax.config import with_settings
 from dsaml_jax.corpus import gather_windows
 from dsaml_jax.errors import UsageError
-from dsaml_jax.evaluation import evaluate, listener_trial, methods, scores
+from dsaml_jax.evaluation import (
+    Evaluation,
+    evaluate,
+    keep_evaluation,
+    listener_trial,
+    methods,
+    scores,
+)
 
 STEPS = 200
 SONGS = 4
@@ -214,6 +222,26 @@ def test_strength_is_the_share_of_the_way(small_data, small_run):
     chex.assert_trees_all_close(adapted(0.5), half, atol=1e-7)  # float32: one rounding more
     with pytest.raises(UsageError, match="strength"):
         adapted(1.5)
+
+
+def test_another_evaluation_overwrites_the_latest_alone(tmp_path):
+    def made(protocol, corpus, score):
+        columns = {"arousal_rmse": {"mean": score, "sd": 0.0}}
+        return Evaluation(protocol, "pdmer", [], {"x": columns}, {"judged_on": corpus})
+
+    asked = [
+        ("clean", "deam/tiny/1", 0.1),
+        ("reference", "deam/tiny/1", 0.2),
+        ("clean", "deam/tiny/2", 0.3),
+    ]
+    places = [keep_evaluation(made(*one), tmp_path) for one in asked]
+    assert len(set(places)) == 3
+    for place, (protocol, corpus, score) in zip(
+        [*places, tmp_path], [*asked, asked[-1]], strict=True
+    ):
+        found = json.loads((place / "results.json").read_text())
+        assert (found["protocol"], found["facts"]["judged_on"]) == (protocol, corpus)
+        assert found["summary"]["x"]["arousal_rmse"]["mean"] == score
 
 
 def test_without_test_songs_it_says_so(small_data, small_run):

@@ -14,6 +14,7 @@ from dsaml_jax.evaluation.evaluate import (
     Evaluation,
     ListenerCurves,
     evaluate,
+    keep_evaluation,
     table,
     write_evaluation,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "agreed_trial",
     "dimensions_of",
     "evaluate",
+    "keep_evaluation",
     "listener_judging",
     "listener_trial",
     "mean_scores",

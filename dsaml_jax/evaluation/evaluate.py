@@ -15,7 +15,7 @@ from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig, with_settings
-from dsaml_jax.corpus import fold_of, require_same_corpus
+from dsaml_jax.corpus import fold_of, identity, require_same_corpus
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.choosing import (
     FINE_TUNING,
@@ -57,6 +57,11 @@ class Evaluation:
     rows: list[dict[str, Any]]
     summary: dict[str, dict[str, dict[str, float]]]
     facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the folder that it is kept in: what was asked, by what protocol."""
+        return f"{self.protocol}-{self.facts['judged_on']}".replace("/", "-")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -119,7 +124,7 @@ def evaluate(
         trial = agreed_trial(corpus, "test", fold=fold_of(run.info.config.training))
         predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
         facts: dict[str, Any] = {"songs": len(trial.songs), "checkpoint_step": run.step}
-        return _tabulate("clean", "dmer", trial, predicted, facts), None
+        return _tabulate(run, "clean", trial, predicted, facts), None
     if protocol == "clean" and trained == "reference":
         raise UsageError(
             "the run was trained as published, with nobody held out: --protocol clean has no unseen people"
@@ -181,7 +186,7 @@ def _evaluate_pdmer(
         "checkpoint_step": run.step,
         "chosen_on_validation": choose.chosen,
     }
-    evaluation = _tabulate(protocol, "pdmer", trial, predicted, facts)
+    evaluation = _tabulate(run, protocol, trial, predicted, facts)
     shown = most_shared_song(trial, predicted["MAML unadapted"], predicted["MAML adapted"])
     return evaluation, shown
 
@@ -228,7 +233,11 @@ class _Chooser:
 
 
 def _tabulate(
-    protocol: str, task: str, trial: Trial, predicted: dict[str, np.ndarray], facts: dict[str, Any]
+    run: LoadedModel,
+    protocol: str,
+    trial: Trial,
+    predicted: dict[str, np.ndarray],
+    facts: dict[str, Any],
 ) -> Evaluation:
     labels = trial.labels()
     units = trial.units()
@@ -246,13 +255,15 @@ def _tabulate(
         ]
     features = trial.corpus.features
     facts = {
+        "trained_on": run.info.data,
+        "judged_on": identity(trial.corpus),
         "corpus": trial.corpus.name,
         "held_out": str(trial.judging.fold),
         "features": features.name,
         "embedding": features.embedding,
         "rows_per_method": len(labels),
     } | facts
-    return Evaluation(protocol, task, rows, summary, facts)
+    return Evaluation(protocol, run.info.config.training.task, rows, summary, facts)
 
 
 def _over_units(units: list[Unit], values: np.ndarray) -> dict[str, float]:
@@ -309,6 +320,22 @@ def table(evaluation: Evaluation) -> str:
         cells = [f"{columns[c]['mean']:.3f} ± {columns[c]['sd']:.3f}" for c in columns]
         lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
     return "\n".join(lines)
+
+
+KEPT = "evaluations"
+"""Folder in that of a run: every evaluation of it, by protocol and corpus."""
+
+
+def keep_evaluation(evaluation: Evaluation, run: Path) -> Path:
+    """Writes an evaluation into its own folder below that of the run, and over the run's latest one.
+
+    Returns:
+      the folder of its own.
+    """
+    place = run / KEPT / evaluation.name
+    for directory in (place, run):
+        write_evaluation(evaluation, directory)
+    return place
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
