@@ -144,16 +144,40 @@ class AnnotatedCorpus:
     flat: Mapping[str, FlatTraces] = dataclasses.field(default_factory=dict)
 
 
-def deal_splits(songs: Sequence[Song]) -> tuple[Song, ...]:
+def deal_splits(
+    songs: Sequence[Song], copy_of: Mapping[str, str] | None = None
+) -> tuple[Song, ...]:
     """Gives every song a split.
 
     Where the corpus names test songs, a tenth of the others is for validation. Where it names none
     (or a subset has none of them), a fixed fifth is for the test and a tenth for validation.
+
+    Args:
+      songs: of one corpus.
+      copy_of: song id -> id of the song whose recording it is, too; the two go to one part, that of the test if
+        either is named for it.
     """
-    official = {song.song_id for song in songs if song.split == "test"}
-    others = [song.song_id for song in songs if song.song_id not in official]
+    first = {song.song_id: (copy_of or {}).get(song.song_id, song.song_id) for song in songs}
+    official = {first[song.song_id] for song in songs if song.split == "test"}
+    others = dict.fromkeys(name for name in first.values() if name not in official)
     dealt = deal(others, validation=0.1, test=0.0 if official else 0.2)
-    return tuple(dataclasses.replace(song, split=dealt.get(song.song_id, "test")) for song in songs)
+    return tuple(
+        dataclasses.replace(song, split=dealt.get(first[song.song_id], "test")) for song in songs
+    )
+
+
+def copies(sounds: Mapping[str, str]) -> dict[str, str]:
+    """Song id -> id of the first song with the same sound, for those that are not the first.
+
+    Args:
+      sounds: song id -> what its sound is known by; an empty one is like no other.
+    """
+    first: dict[str, str] = {}
+    return {
+        name: first[sound]
+        for name, sound in sounds.items()
+        if sound and first.setdefault(sound, name) != name
+    }
 
 
 def shuffled(ids: Iterable[str]) -> list[str]:

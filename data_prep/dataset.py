@@ -22,6 +22,7 @@ from data_prep.base import (
     AnnotatedCorpus,
     DataError,
     Song,
+    copies,
     deal_splits,
     replacing,
 )
@@ -31,7 +32,7 @@ from data_prep.features import FeatureConfig
 from data_prep.listeners import describe_listeners
 from data_prep.shards import FACTS_FILE, VERSION, read_facts, write_labels
 from data_prep.statistics import describe_songs
-from data_prep.validation import Checked
+from data_prep.validation import LIKE_MESSAGES, Checked
 from data_prep.writing import (
     MARK_SUFFIX,
     PART_SUFFIX,
@@ -49,6 +50,8 @@ MOST_SHARDS = 120
 
 _WORKING = f".preparing.{VERSION}."
 _REPLACED = ".replaced."
+OLDER = "older"
+"""Folder beside a dataset: earlier states with other labels, by their fingerprint; to be named as `--data`."""
 
 
 def write_dataset(
@@ -81,7 +84,7 @@ def write_dataset(
 
     if not checked.songs:
         raise DataError((checked.lines() or [f"{corpus.name} has no songs"])[0])
-    songs = deal_splits(checked.songs)
+    songs = deal_splits(checked.songs, copies(checked.digests))
     folder = out / corpus.name / config.name / VERSION
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -123,7 +126,7 @@ def _prepare(
     ordered = [results[Path(shard.path).name] for shard in plan]
     facts = _facts(corpus, checked, songs, identity, config, ordered)
     everything = checked.all_lines() if checked.is_shortened else ()
-    _describe(place, facts, corpus, songs, ordered, config, everything)
+    _describe(place, facts, corpus, songs, ordered, config, everything, checked.digests)
     if place != folder:
         if folder.is_dir():
             os.replace(folder, folder.with_name(f"{_REPLACED}{identity}"))
@@ -131,7 +134,9 @@ def _prepare(
     for file in folder.iterdir():
         if file.name.startswith(".") or file.suffix in (MARK_SUFFIX, PART_SUFFIX):
             file.unlink()  # marks, and what a kill has left half written
-    for stale in (*folder.parent.glob(".preparing.*"), *folder.parent.glob(f"{_REPLACED}*")):
+    for replaced in folder.parent.glob(f"{_REPLACED}*"):
+        _keep_labels(replaced, folder)
+    for stale in folder.parent.glob(".preparing.*"):
         shutil.rmtree(stale)
 
 
@@ -159,6 +164,25 @@ def _undo_half_replaced(folder: Path) -> None:
     for old in folder.parent.glob(f"{_REPLACED}*"):
         if not folder.exists():
             os.replace(old, folder)
+
+
+def _keep_labels(old: Path, new: Path) -> None:
+    """Of a dataset whose place another has taken: kept where it differs in labels or splits alone.
+
+    A model may have been trained on it, and wants to be judged by it. Where songs have come, it is part of the new one.
+    """
+    identity, shards = _state(old)
+    _, others = _state(new)
+    sounds, theirs = (
+        {song: made["sound"] for result in results for song, made in result.written.items()}
+        for results in (shards, others)
+    )
+    place = new.parent / OLDER / str(identity)
+    if sounds == theirs and not place.exists():
+        place.parent.mkdir(exist_ok=True)
+        os.replace(old, place)
+    else:
+        shutil.rmtree(old)
 
 
 def _state(folder: Path) -> tuple[str | None, list[ShardResult]]:
@@ -263,7 +287,7 @@ def _facts(
             / (STEPS_PER_SECOND * 3600)
             for split in SPLITS
         },
-        "notes": list(corpus.notes),
+        "notes": [*corpus.notes, *_copies_note(copies(checked.digests))],
         "dropped": dict(corpus.dropped),
         "flat": {name: dataclasses.asdict(flat) for name, flat in corpus.flat.items()},
         "left_out": checked.lines() + problems,
@@ -271,6 +295,15 @@ def _facts(
         "listeners": describe_listeners(corpus.songs),
         "shards": [dataclasses.asdict(result) for result in results],
     }
+
+
+def _copies_note(copy_of: Mapping[str, str]) -> list[str]:
+    if not copy_of:
+        return []
+    named = [f"{name} = {first}" for name, first in copy_of.items()]
+    more = f" and {len(named) - LIKE_MESSAGES} more" if len(named) > LIKE_MESSAGES else ""
+    shown = ", ".join(named[:LIKE_MESSAGES])
+    return [f"the same sound file under two names, in one part: {shown}{more}"]
 
 
 def _steps(results: Iterable[ShardResult]) -> dict[str, int]:
@@ -286,6 +319,7 @@ def _describe(
     results: Sequence[ShardResult],
     config: FeatureConfig,
     left_out: Sequence[str],
+    digests: Mapping[str, str],
 ) -> None:
     """Writes what stands beside the shards: TFDS's metadata, labels, the card, and the facts last."""
     import tensorflow_datasets as tfds
@@ -314,7 +348,7 @@ def _describe(
     by_id = {song.song_id: song for song in songs}
     steps = _steps(results)
     prepared = [by_id[song] for song in steps]
-    write_labels(folder, prepared, steps)
+    write_labels(folder, prepared, steps, digests)
     write_card(folder, facts, corpus.songs, prepared, everything=left_out)
     with replacing(folder / FACTS_FILE) as temporary:
         temporary.write_text(json.dumps(facts, indent=1))

@@ -50,6 +50,7 @@ class Corpus:
       provenance: whose data it is.
       song_ids: N names.
       split: `[N]` of `train`, `validation`, `test`.
+      sounds: N digests of the sound files; empty in data of versions that did not keep them.
       song_start: `[N]` first step of each song, int32.
       song_steps: `[N]` its length.
       mean: `[n, 2]` the corpus's own mean curve, NaN where missing.
@@ -71,6 +72,7 @@ class Corpus:
     provenance: Provenance
     song_ids: tuple[str, ...]
     split: np.ndarray
+    sounds: tuple[str, ...]
     song_start: np.ndarray
     song_steps: np.ndarray
     mean: np.ndarray
@@ -122,13 +124,16 @@ class FeatureStore:
 # ---- Labels: written once beside the shards, so that they are read without the features.
 
 
-def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) -> None:
+def write_labels(
+    folder: Path, songs: Sequence[Song], steps: Mapping[str, int], digests: Mapping[str, str]
+) -> None:
     """Writes every curve of the prepared songs.
 
     Args:
       folder: of the dataset.
       songs: in the order of the shards.
       steps: song id -> how many steps of sound there are for it.
+      digests: song id -> digest of its sound file.
     """
     lengths = [steps[song.song_id] for song in songs]
     means, ratings, who, rated = [], [np.zeros((0, 2), np.float32)], [], []
@@ -142,6 +147,7 @@ def write_labels(folder: Path, songs: Sequence[Song], steps: Mapping[str, int]) 
     arrays: dict[str, Any] = {
         "song_ids": np.array([song.song_id for song in songs]),
         "split": np.array([song.split for song in songs]),
+        "sound": np.array([digests[song.song_id] for song in songs]),
         "song_steps": np.array(lengths, np.int32),
         "mean": np.concatenate(means),
         "annotator_ids": annotators,
@@ -303,6 +309,7 @@ def _labels_only(
         provenance=from_plain(Provenance, facts["provenance"]),
         song_ids=tuple(labels["song_ids"].tolist()),
         split=labels["split"],
+        sounds=tuple(labels.get("sound", np.full(len(steps), "")).tolist()),
         song_start=_starts(steps),
         song_steps=steps,
         mean=labels["mean"],

@@ -35,6 +35,7 @@ from dsaml_jax.devices import is_first
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.runs import RUN_FILE
+from dsaml_jax.seen import Seen
 
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
@@ -55,6 +56,7 @@ class RunInfo:
       data: what it was trained on, see :func:`dsaml_jax.corpus.identity`.
       note: one line on where the model came from, for people.
       dimensions: what it was trained on, and so what its output means something in.
+      seen: songs and people that it must not be judged by.
     """
 
     config: RunConfig
@@ -62,6 +64,7 @@ class RunInfo:
     data: str
     note: str = ""
     dimensions: tuple[str, ...] = DIMENSIONS
+    seen: Seen = Seen()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ def write_run_info(directory: Path, info: RunInfo) -> None:
         "data": info.data,
         "note": info.note,
         "dimensions": info.dimensions,
+        "seen": {name: " ".join(digests) for name, digests in vars(info.seen).items()},
     }
     with replacing(directory / RUN_FILE) as temporary:
         temporary.write_text(json.dumps(values, indent=1) + "\n")
@@ -117,6 +121,7 @@ def read_run_info(directory: Path) -> RunInfo:
             str(values["data"]),
             str(values["note"]),
             _read_dimensions(values.get("dimensions", DIMENSIONS)),
+            _read_seen(values.get("seen", {})),
         )
     except (ValueError, KeyError, TypeError, DataError) as error:
         raise UsageError(f"{path}: damaged or of another version ({error})") from None
@@ -127,6 +132,10 @@ def _read_dimensions(names: Any) -> tuple[str, ...]:
     if not found or len(found) != len(names):
         raise ValueError(f"dimensions {names!r}")
     return found
+
+
+def _read_seen(values: dict[str, str]) -> Seen:
+    return Seen(**{name: tuple(str.split(digests)) for name, digests in values.items()})
 
 
 class DamagedCheckpoint(UsageError):

@@ -264,6 +264,7 @@ def _add_evaluate(add: Add) -> None:
                           help="clean: unseen songs and annotators, adapt on another song (default: as trained)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
     _add_folds(evaluate)
     _add_stream_above(evaluate)
+    evaluate.add_argument("--seen-songs", action="store_true", help="judge also by songs and people that the model was trained on, as of another corpus")  # fmt: skip
     evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")  # fmt: skip
 
 

@@ -249,6 +249,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
         read_corpus(options.data, stream_above_gb=options.stream_above),
         protocol=options.protocol,
         dmer=dmer,
+        seen_songs=options.seen_songs,
         console=console,
     )
     kept = keep_evaluation(evaluation, options.workdir)

@@ -9,6 +9,7 @@ makes a small `DeviceCorpus` for every step.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import chex
 import flax.struct
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.base import SPLITS, deal, shuffled
+from data_prep.base import SPLITS, copies, deal, shuffled
 from data_prep.curves import mean_curve
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus, read_features
@@ -36,28 +37,6 @@ ratings that lie in both."""
 def identity(corpus: Corpus) -> str:
     """`name/features/fingerprint`: what a run was trained on."""
     return f"{corpus.name}/{corpus.features.name}/{corpus.fingerprint}"
-
-
-def require_same_corpus(trained_on: str, corpus: Corpus, whose: str) -> None:
-    """Refuses a model that was trained on another state of the same corpus.
-
-    Who is held out depends on the songs and annotators there are: what is held out here may have been
-    seen in that training.
-
-    Args:
-      trained_on: :func:`identity` of what the model was trained on.
-      corpus: what it is to be used on.
-      whose: the model, for the message.
-
-    Raises:
-      UsageError: same name, other songs, labels or features.
-    """
-    name, *_ = trained_on.split("/")
-    if name == corpus.name and trained_on != identity(corpus):
-        raise UsageError(
-            f"{whose} was trained on another {name} ({trained_on}) than this ({identity(corpus)}); "
-            "what is held out here may have been seen in training"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +155,8 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
             f"({len(corpus.song_ids)} songs)"
         )
 
-    def dealt(ids: tuple[str, ...], count: int) -> np.ndarray:
-        ordered, place = shuffled(ids), fold.fold % count
+    def dealt(ids: Sequence[str], count: int) -> np.ndarray:
+        ordered, place = shuffled(dict.fromkeys(ids)), fold.fold % count
         cut = slice(place * len(ordered) // count, (place + 1) * len(ordered) // count)
         # Validation follows the test part, so that every fold has its own.
         others = ordered[cut.stop :] + ordered[: cut.start]
@@ -186,8 +165,9 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
         parts |= dict.fromkeys(ordered[cut], "test")
         return np.array([parts[name] for name in ids], dtype="<U10")
 
-    songs = dealt(corpus.song_ids, song_folds)
-    return songs, dealt(corpus.annotator_ids, fold.folds)
+    copy_of = copies(dict(zip(corpus.song_ids, corpus.sounds, strict=True)))
+    recordings = [copy_of.get(song, song) for song in corpus.song_ids]  # copies stay together
+    return dealt(recordings, song_folds), dealt(corpus.annotator_ids, fold.folds)
 
 
 @flax.struct.dataclass

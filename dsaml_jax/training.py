@@ -36,7 +36,6 @@ from dsaml_jax.corpus import (
     held_out,
     identity,
     pool_of,
-    require_same_corpus,
     to_device,
 )
 from dsaml_jax.devices import Devices, is_first, largest, on_first, wait_for_others
@@ -53,6 +52,7 @@ from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.progress import Console
 from dsaml_jax.run_report import write_run_report
 from dsaml_jax.runs import RUN_FILE, RunLog, State, only_here
+from dsaml_jax.seen import Seen, require_unseen, seen_in
 from dsaml_jax.steps import TrainState, make_dmer_step, make_optimizer, make_pdmer_step, step_key
 from dsaml_jax.stopping import StopRequest
 from dsaml_jax.tasks import TaskPool
@@ -91,11 +91,17 @@ def train(
 
     # ---- Who and what: parts of the corpus, the model, the step function.
     config = fit_config(config, corpus)
-    info = RunInfo(config, corpus.features, identity(corpus), dimensions=dimensions(corpus))
-    unlearned = tuple(f"{name}_" for name in DIMENSIONS if name not in info.dimensions)
-    _require_ours(workdir, info)
     fold = fold_of(config.training)
     parts = held_out(corpus, fold)
+    info = RunInfo(
+        config,
+        corpus.features,
+        identity(corpus),
+        dimensions=dimensions(corpus),
+        seen=seen_in(corpus, parts) | _seen_before(workdir, config),
+    )
+    unlearned = tuple(f"{name}_" for name in DIMENSIONS if name not in info.dimensions)
+    _require_ours(workdir, info)
     _require_songs(parts)
     for said in judging_lines(corpus, config):
         console.say(said)
@@ -307,6 +313,12 @@ def _occupy(workdir: Path, info: RunInfo, stack: contextlib.ExitStack) -> None:
     checkpoints.write_run_info(workdir, info)
 
 
+def _seen_before(workdir: Path, config: RunConfig) -> Seen:
+    """What the run that this one begins from has seen; this run's own file says it too, once there is one."""
+    begun = workdir if (workdir / RUN_FILE).is_file() else config.training.init_from
+    return checkpoints.read_run_info(Path(begun)).seen if begun else Seen()
+
+
 def _require_songs(parts: dict[str, Part]) -> None:
     for name in ("train", "validation"):
         if not len(parts[name].songs):
@@ -345,7 +357,13 @@ def _initial_state(
                 f"{config.training.init_from}: trained on {source.info.features.name}, "
                 f"the data has {corpus.features.name}"
             )
-        require_same_corpus(source.info.data, corpus, config.training.init_from)
+        require_unseen(
+            source.info.data,
+            source.info.seen,
+            corpus,
+            fold_of(config.training),
+            config.training.init_from,
+        )
         theirs, ours = fold_of(source.info.config.training), fold_of(config.training)
         if source.info.data == identity(corpus) and theirs != ours:
             raise UsageError(

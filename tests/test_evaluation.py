@@ -46,6 +46,7 @@ def corpus(monkeypatch):
         provenance=Provenance("", "", "", ""),
         song_ids=tuple("abcd"),
         split=np.full(SONGS, "test"),
+        sounds=("",) * SONGS,
         song_start=first,
         song_steps=np.full(SONGS, STEPS, np.int32),
         log_mel=np.zeros((SONGS * STEPS, 1, 1)),

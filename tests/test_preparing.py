@@ -226,6 +226,29 @@ def test_a_subset_can_grow_and_the_card_follows_the_labels(tmp_path, decoded):
     assert len(decoded) == 12 and "song-level" in card.read_card(folder)
 
 
+def test_a_corrected_label_leaves_the_old_state_beside(tmp_path, decoded):
+    root = make_deam(tmp_path / "deam", names(5, steps=12), seconds=21.5)
+    corpus = read_deam(root)
+    folder = prepare(corpus, tmp_path / "out", CONFIG, workers=1)
+    old, count = read_corpus(folder), len(decoded)
+    first = dataclasses.replace(corpus.songs[0], arousal=-corpus.songs[0].arousal)
+    corrected = dataclasses.replace(corpus, songs=(first, *corpus.songs[1:]))
+    assert prepare(corrected, tmp_path / "out", CONFIG, workers=1) == folder
+    assert len(decoded) == count
+    new, kept = (
+        read_corpus(tmp_path / "out"),
+        read_corpus(folder.parent / "older" / old.fingerprint),
+    )
+    assert new.fingerprint != old.fingerprint == kept.fingerprint
+    np.testing.assert_array_equal(kept.mean, old.mean)
+    assert (new.mean != old.mean).any()
+    np.testing.assert_array_equal(kept.log_mel, new.log_mel)
+    prepare(corpus, tmp_path / "out", CONFIG, workers=1)  # and back again
+    assert read_corpus(tmp_path / "out").fingerprint == old.fingerprint
+    assert len(list((folder.parent / "older").iterdir())) == 2
+    assert not list(folder.parent.glob(".replaced*"))
+
+
 def test_a_second_attempt_at_a_shard_leaves_the_first_alone(whole, tmp_path):
     """Beam may run a bundle twice."""
     corpus = read_deam(make_deam(tmp_path / "deam", names(3, steps=12), seconds=21.5))

@@ -15,7 +15,7 @@ from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig, with_settings
-from dsaml_jax.corpus import fold_of, identity, require_same_corpus
+from dsaml_jax.corpus import Fold, fold_of, identity
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.choosing import (
     FINE_TUNING,
@@ -36,6 +36,7 @@ from dsaml_jax.evaluation.methods import (
 from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, scores, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
+from dsaml_jax.seen import require_unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ def evaluate(
     *,
     protocol: Protocol | None = None,
     dmer: LoadedModel | None = None,
+    seen_songs: bool = False,
     console: Console | None = None,
 ) -> tuple[Evaluation, ListenerCurves | None]:
     """Evaluates a run on the test part, with every baseline that needs no further training.
@@ -101,6 +103,7 @@ def evaluate(
       corpus: with the features the run was trained on.
       protocol: see :mod:`dsaml_jax.evaluation`; None: that of the training. DMER has only one.
       dmer: a DMER run, for the baselines that start from it.
+      seen_songs: judge also by songs and people that a model was trained on; the result says how many.
       console: where progress goes.
 
     Returns:
@@ -109,9 +112,11 @@ def evaluate(
     Raises:
       UsageError: no test songs or annotators, or features that do not fit.
     """
-    for model in (run, dmer):
-        if model is not None:
-            require_fitting_data(model, corpus)
+    seen = max(
+        require_fitting_data(model, corpus, fold_of(run.info.config.training), seen_songs)
+        for model in (run, dmer)
+        if model is not None
+    )
     if dmer is not None and dmer.info.data == run.info.data:
         mine, its = (fold_of(model.info.config.training) for model in (run, dmer))
         if mine != its:
@@ -123,22 +128,25 @@ def evaluate(
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
         trial = agreed_trial(corpus, "test", fold=fold_of(run.info.config.training))
         predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
-        facts: dict[str, Any] = {"songs": len(trial.songs), "checkpoint_step": run.step}
+        facts = {"songs": len(trial.songs), "songs_seen": seen, "checkpoint_step": run.step}
         return _tabulate(run, "clean", trial, predicted, facts), None
     if protocol == "clean" and trained == "reference":
         raise UsageError(
             "the run was trained as published, with nobody held out: --protocol clean has no unseen people"
         )
-    return _evaluate_pdmer(run, corpus, protocol, dmer, console or Console(quiet=True))
+    return _evaluate_pdmer(run, corpus, protocol, dmer, seen, console or Console(quiet=True))
 
 
-def require_fitting_data(model: LoadedModel, corpus: Corpus) -> None:
-    """Other features cannot be read; other songs under the same name were perhaps trained on."""
+def require_fitting_data(
+    model: LoadedModel, corpus: Corpus, fold: Fold, seen_songs: bool = False
+) -> int:
+    """Other features cannot be read, and what was trained on is no test; returns how many test songs were."""
     if model.info.features != corpus.features:
         raise UsageError(
             f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
         )
-    require_same_corpus(model.info.data, corpus, "the model")
+    info = model.info
+    return require_unseen(info.data, info.seen, corpus, fold, "the model", allow=seen_songs)
 
 
 def _unadapted(trial: Trial, run: LoadedModel) -> np.ndarray:
@@ -150,6 +158,7 @@ def _evaluate_pdmer(
     corpus: Corpus,
     protocol: Protocol,
     dmer: LoadedModel | None,
+    seen: int,
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config.meta
@@ -181,6 +190,7 @@ def _evaluate_pdmer(
         "largest_share_of_one_annotator": trial.judging.largest_share,
         "annotators_left_out": dict(trial.judging.left_out),
         "songs": len(trial.asked),
+        "songs_seen": seen,
         "tasks": len(tasks.annotator),
         "inner_steps": config.steps,
         "checkpoint_step": run.step,

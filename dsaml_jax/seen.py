@@ -1,0 +1,99 @@
+"""What a model was trained on, so that nobody judges it by that."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from data_prep.shards import Corpus
+from dsaml_jax.corpus import Fold, Part, held_out, identity
+from dsaml_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Songs and people of the training and validation parts; all empty where it was not written down.
+
+    Of ids only digests are kept: a model may be given to others, who is in it need not be.
+
+    Attributes:
+      songs: of ids.
+      sounds: of sound files.
+      people: of the ids of the annotators whose ratings were used.
+    """
+
+    songs: tuple[str, ...] = ()
+    sounds: tuple[str, ...] = ()
+    people: tuple[str, ...] = ()
+
+    def __or__(self, other: Seen) -> Seen:
+        """What either has seen."""
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Seen(*(tuple(sorted({*mine, *theirs})) for mine, theirs in both))
+
+
+def seen_in(corpus: Corpus, parts: dict[str, Part]) -> Seen:
+    """What a run on these parts sees before its test."""
+    used = [parts[name] for name in ("train", "validation")]
+    songs = np.concatenate([part.songs for part in used])
+    ratings = np.concatenate([np.union1d(part.ratings, part.support) for part in used])
+    people = np.unique(corpus.rating_annotator[ratings])
+    return Seen() | Seen(
+        tuple(_digest(corpus.song_ids[song]) for song in songs),
+        tuple(corpus.sounds[song] for song in songs if corpus.sounds[song]),
+        tuple(_digest(corpus.annotator_ids[person]) for person in people),
+    )
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def require_unseen(
+    trained_on: str, seen: Seen, corpus: Corpus, fold: Fold, whose: str, *, allow: bool = False
+) -> int:
+    """Refuses a model that has seen what is held out here, under this name or another.
+
+    A model of the same state of the corpus is not looked at: by its fold it has seen nothing.
+
+    Args:
+      trained_on: :func:`dsaml_jax.corpus.identity` of what the model was trained on.
+      seen: of it.
+      corpus: what it is to be used on.
+      fold: who is held out here.
+      whose: the model, for the message.
+      allow: say nothing.
+
+    Returns:
+      how many test songs it has seen.
+
+    Raises:
+      UsageError: test songs, by their sound or, in a corpus of the same name, by their id; or there also test people.
+    """
+    here = identity(corpus)
+    if trained_on == here:
+        return 0
+    name, *_ = trained_on.split("/")
+    related = name == corpus.name
+    if related and seen == Seen() and not allow:
+        raise UsageError(
+            f"{whose} was trained on another {name} ({trained_on}) than this ({here}); "
+            "what is held out here may have been seen in training"
+        )
+    test = held_out(corpus, fold)["test"]
+    heard, known, met = set(seen.sounds), set(seen.songs), set(seen.people)
+    songs = [
+        corpus.song_ids[song]
+        for song in test.songs
+        if corpus.sounds[song] in heard or (related and _digest(corpus.song_ids[song]) in known)
+    ]
+    people = {corpus.annotator_ids[person] for person in corpus.rating_annotator[test.ratings]}
+    strangers = fold.everyone or not related or met.isdisjoint(map(_digest, people))
+    if (songs or not strangers) and not allow:
+        what = f"{len(songs)} of the {len(test.songs)} test songs here (one is {songs[0]})" if songs else "people of the test part here"  # fmt: skip
+        raise UsageError(
+            f"{whose}, trained on {trained_on}, has seen {what}; --seen-songs judges it all the same"
+        )
+    return len(songs)
