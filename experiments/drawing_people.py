@@ -19,7 +19,8 @@ from data_prep.shards import read_corpus
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold
 from dsaml_jax.evaluation import COLUMNS
-from dsaml_jax.experiment.statistics import paired_difference
+from dsaml_jax.experiment.base import Judged, pooled
+from dsaml_jax.experiment.tables import difference_of, unit_scores
 from dsaml_jax.progress import Console
 from dsaml_jax.report import environment
 from dsaml_jax.training import train
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pdmer-steps", type=int, default=200)
     options = parser.parse_args()
     console, corpus = Console(), read_corpus(options.data)
-    found: dict[float, dict[str, dict[str, float]]] = {power: {} for power in POWERS}
+    found: dict[float, list[Judged]] = {power: [] for power in POWERS}
     for fold in (Fold(FOLDS, 0, number) for number in range(FOLDS)):
         start = options.out / f"fold{fold.fold}" / "dmer"
         common = [f"training.folds={FOLDS}", f"training.fold={fold.fold}", "training.validate_every=50"]  # fmt: skip
@@ -48,23 +49,21 @@ def main() -> None:
             settings = [*common, f"training.steps={options.pdmer_steps}", f"training.init_from={start}",
                         f"meta.people_weight={power}"]  # fmt: skip
             train(with_settings(preset("tiny"), settings), corpus, workdir, console)
-            for column, people in judge(workdir, corpus).items():
-                found[power].setdefault(column, {}).update(people)
+            found[power].append(judge(workdir, corpus))
+    scored = {power: [pooled(folds)] for power, folds in found.items()}
+    people = len(unit_scores(scored[0.0], COLUMNS[0], "annotator"))
     lines = ["# How annotators are drawn for tasks", ""]
     lines += [f"{corpus.name}, {len(corpus.song_ids)} songs, {len(corpus.annotator_ids)} people; {FOLDS} folds over people and songs, preset "
-              f"tiny, DMER {options.dmer_steps} and PDMER {options.pdmer_steps} steps, seed 0. Means over {len(found[0.0][COLUMNS[0]])} people after adapting to one song; "
-              "differences from drawing everybody alike with 95 % intervals over people.", ""]  # fmt: skip
+              f"tiny, DMER {options.dmer_steps} and PDMER {options.pdmer_steps} steps, seed 0. Means over {people} people after adapting to one song; "
+              "differences from drawing everybody alike with 95 % intervals over people and songs.", ""]  # fmt: skip
     lines += ["| power | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]  # fmt: skip
     for power in POWERS:
         cells = []
         for column in COLUMNS:
-            mine, alike = found[power][column], found[0.0][column]
-            cell = f"{np.mean(list(mine.values())):.4f}"
+            means = unit_scores(scored[power], column, "annotator")
+            cell = f"{np.mean(list(means.values())):.4f}"
             if power:
-                one = paired_difference(
-                    np.array([mine[who] for who in alike]), np.array(list(alike.values())),
-                    lower_is_better=column.endswith("rmse"),
-                )  # fmt: skip
+                one = difference_of(scored[power], scored[0.0], column, "annotator")
                 cell += f" ({one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}])"
             cells.append(cell)
         lines.append(f"| {power:g} | {' | '.join(cells)} |")

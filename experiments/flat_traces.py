@@ -23,8 +23,9 @@ from dsaml_jax.checkpoints import load_model
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold, fold_of
 from dsaml_jax.evaluation import COLUMNS, listener_trial, methods
-from dsaml_jax.evaluation.scores import scores, unit_means
-from dsaml_jax.experiment.statistics import paired_difference
+from dsaml_jax.evaluation.scores import scores
+from dsaml_jax.experiment.base import Judged, pooled
+from dsaml_jax.experiment.tables import difference_of, unit_scores
 from dsaml_jax.progress import Console
 from dsaml_jax.report import environment
 from dsaml_jax.training import train
@@ -53,8 +54,8 @@ def like(corpus: Corpus, other: Corpus) -> Corpus:
     return dataclasses.replace(corpus, ratings=ratings, fingerprint=other.fingerprint)
 
 
-def judge(workdir: Path, corpus: Corpus) -> dict[str, dict[str, float]]:
-    """Column -> person -> mean score of a run on its test fold, after adapting."""
+def judge(workdir: Path, corpus: Corpus) -> Judged:
+    """Scores of a run on its test fold, after adapting."""
     run = load_model(workdir)
     trial = listener_trial(
         corpus, "test", supports=SUPPORTS, fold=fold_of(run.info.config.training)
@@ -63,11 +64,7 @@ def judge(workdir: Path, corpus: Corpus) -> dict[str, dict[str, float]]:
         curves = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song)
     else:
         curves = methods.adapted(trial, run.model, run.info.config.meta, run.variables)
-    people = trial.units()
-    return {
-        column: dict(zip(*unit_means(people, values), strict=True))
-        for column, values in scores(curves, trial.truth).items()
-    }
+    return Judged(trial.labels(), scores(curves, trial.truth))
 
 
 def main() -> None:
@@ -81,7 +78,7 @@ def main() -> None:
     console = Console()
     kept = read_corpus(options.kept)
     dropped = like(kept, read_corpus(options.dropped))
-    found: dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]] = {}
+    found: dict[tuple[str, str, str], list[Judged]] = {}
     for fold in (Fold(FOLDS, 0, number) for number in range(FOLDS)):
         for rule, corpus in (("keep", kept), ("drop", dropped)):
             start = ""
@@ -92,38 +89,34 @@ def main() -> None:
                 train(with_settings(preset("tiny"), settings), corpus, workdir, console)
                 start = str(workdir)
                 for truth, judged in (("all", kept), ("moving", dropped)):
-                    for column, people in judge(workdir, judged).items():
-                        mine = found.setdefault((task, rule), {}).setdefault(truth, {})
-                        mine.setdefault(column, {}).update(people)
+                    found.setdefault((task, rule, truth), []).append(judge(workdir, judged))
     with replacing(RESULTS / "flat_traces.md") as temporary:
-        temporary.write_text("\n".join(markdown(found, kept, options)), encoding="utf-8")
+        temporary.write_text(
+            "\n".join(
+                markdown({key: pooled(folds) for key, folds in found.items()}, kept, options)
+            ),
+            encoding="utf-8",
+        )
 
 
 def markdown(
-    found: dict[tuple[str, str], dict[str, dict[str, dict[str, float]]]],
-    corpus: Corpus,
-    options: argparse.Namespace,
+    found: dict[tuple[str, str, str], Judged], corpus: Corpus, options: argparse.Namespace
 ) -> list[str]:
-    """The page: means over people, and paired differences with 95 % intervals over people."""
+    """The page: means over people, and paired differences with 95 % intervals."""
     lines = ["# Flat traces of single raters, kept or dropped in training", ""]
     lines += [f"{corpus.name}, {len(corpus.song_ids)} songs, {len(corpus.annotator_ids)} people; {FOLDS} folds over people and songs, "
-              f"preset tiny, DMER {options.dmer_steps} and PDMER {options.pdmer_steps} steps, seed 0. Means over people, each the mean of their curves.", ""]  # fmt: skip
+              f"preset tiny, DMER {options.dmer_steps} and PDMER {options.pdmer_steps} steps, seed 0. Means over people, each the mean of their songs; "
+              "intervals over people and songs.", ""]  # fmt: skip
     for truth, what in (("all", "Judged on all that people drew"), ("moving", "Judged on the traces that move")):  # fmt: skip
         lines += [f"## {what}", "", "| model | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " | people |", "|---" * (len(COLUMNS) + 2) + "|"]  # fmt: skip
         for task in ("dmer", "pdmer"):
-            for rule in ("keep", "drop"):
-                scored = found[task, rule][truth]
-                cells = [f"{np.mean(list(scored[column].values())):.4f}" for column in COLUMNS]
-                lines.append(f"| {task}, {rule} | {' | '.join(cells)} | {len(scored[COLUMNS[0]])} |")  # fmt: skip
-            ours, theirs = (found[task, rule][truth] for rule in ("keep", "drop"))
-            cells = []
-            for column in COLUMNS:
-                people = sorted(ours[column].keys() & theirs[column].keys())
-                one = paired_difference(
-                    *(np.array([side[column][who] for who in people]) for side in (ours, theirs)),
-                    lower_is_better=column.endswith("rmse"),
-                )
-                cells.append(f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]")
+            keep, drop = ([found[task, rule, truth]] for rule in ("keep", "drop"))
+            for rule, judged in (("keep", keep), ("drop", drop)):
+                people = [unit_scores(judged, column, "annotator") for column in COLUMNS]
+                cells = [f"{np.mean(list(scored.values())):.4f}" for scored in people]
+                lines.append(f"| {task}, {rule} | {' | '.join(cells)} | {len(people[0])} |")
+            differences = [difference_of(keep, drop, column, "annotator") for column in COLUMNS]
+            cells = [f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]" for one in differences]
             lines.append(f"| {task}, keep minus drop | {' | '.join(cells)} | |")
         lines.append("")
     return [*lines, *(f"- {name}: {value}" for name, value in environment().items()), ""]

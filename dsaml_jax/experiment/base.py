@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from dsaml_jax.evaluation.choosing import Settings
-from dsaml_jax.evaluation.scores import Scores
+from dsaml_jax.evaluation.scores import COLUMNS, Scores
 from dsaml_jax.evaluation.trials import Protocol
 
 Task = Literal["dmer", "pdmer"]
@@ -128,6 +131,18 @@ class Judged:
     labels: list[dict[str, str]]
     scores: Scores
     chosen: Settings = ()
+
+
+def pooled(folds: Sequence[Judged]) -> Judged:
+    """The curves of all folds, one after the other; of what was chosen, that of the first fold."""
+    columns = [name for name in COLUMNS if any(name in one.scores for one in folds)]
+    together = {
+        name: np.concatenate(
+            [one.scores.get(name, np.full(len(one.labels), np.nan)) for one in folds]
+        )
+        for name in columns
+    }
+    return Judged([label for one in folds for label in one.labels], together, folds[0].chosen)
 
 
 @dataclasses.dataclass(frozen=True)

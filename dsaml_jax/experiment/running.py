@@ -37,6 +37,7 @@ from dsaml_jax.experiment.base import (
     Outcome,
     Scale,
     Training,
+    pooled,
 )
 from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.progress import Console
@@ -215,7 +216,7 @@ class Runner:
         for name, method in self.experiment.methods.items():
             seeds = range(self.seeds) if method.training else range(1)
             judged[name] = [
-                _pooled([self._judge(name, method, protocol, seed, fold) for fold in self.folds])
+                pooled([self._judge(name, method, protocol, seed, fold) for fold in self.folds])
                 for seed in seeds
             ]
         trials = [self.trial("test", protocol, 1, fold) for fold in self.folds]
@@ -314,18 +315,6 @@ class Runner:
         if method.kind == "offset":
             return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)
-
-
-def _pooled(folds: list[Judged]) -> Judged:
-    """The curves of all folds, one after the other; of what was chosen, that of the first fold."""
-    columns = [name for name in COLUMNS if any(name in one.scores for one in folds)]
-    pooled = {
-        name: np.concatenate(
-            [one.scores.get(name, np.full(len(one.labels), np.nan)) for one in folds]
-        )
-        for name in columns
-    }
-    return Judged([label for one in folds for label in one.labels], pooled, folds[0].chosen)
 
 
 def _whole(config: RunConfig, steps: float) -> int:
