@@ -79,6 +79,7 @@ class Song:
       ratings: the curves of single listeners, each `[n]`.
       split: `train`, `validation` or `test`; None until :func:`deal_splits`, unless the corpus says.
       static: arousal and valence of the song as a whole in [-1, 1], where listeners gave that too.
+      raters: everybody who drew it, also those whose rating was left out; empty where nobody knows.
     """
 
     song_id: str
@@ -89,6 +90,7 @@ class Song:
     ratings: tuple[Rating, ...] = ()
     split: Split | None = None
     static: tuple[float, float] | None = None
+    raters: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,7 @@ def card_text(facts: dict[str, Any]) -> str:
             [
                 ("source", source["citation"]),
                 ("licence", source["licence"]),
-                ("from", source["url"] or "made here"),
+                *([("from", source["url"])] if source["url"] else []),
                 ("scale", source["scale"]),
                 ("fingerprint", facts["fingerprint"]),
             ],
@@ -124,12 +124,13 @@ def _annotations(statistics: dict[str, Any]) -> str:
         ("songs", f"{statistics['songs']:,}"),
         ("hours annotated", f"{statistics['hours']:.2f}"),
         ("points per song (2 a second)", _spread(steps)),
-        ("annotators", f"{statistics['annotators']:,}"),
-        ("ratings by single annotators", f"{statistics['ratings']:,}"),
-    ]
+        ("annotators", f"{statistics.get('annotators_read', statistics['annotators']):,}"),
+        ("ratings by single annotators", f"{statistics.get('ratings_read', statistics['ratings']):,}"),
+    ]  # fmt: skip
     both = [(name, statistics[name]) for name in _dimensions(statistics)]
     rows = [
         ("points", *(f"{x['points']:,}" for _, x in both)),
+        ("share of steps labelled", *(_share(x.get("labelled")) for _, x in both)),
         ("mean over songs", *(_show(x["mean"]) for _, x in both)),
         ("sd between songs", *(_show(x["sd_between_songs"]) for _, x in both)),
         ("sd within a song", *(_show(x["sd_within_songs"]) for _, x in both)),
@@ -150,14 +151,20 @@ def _annotations(statistics: dict[str, Any]) -> str:
 def _raters(statistics: dict[str, Any]) -> str:
     both = [statistics[name] for name in _dimensions(statistics)]
     lines = [
+        ("annotators with a rating that is kept", f"{statistics['annotators']:,}"),
+        ("ratings that are kept", f"{statistics['ratings']:,}"),
         ("ratings per song", _spread(statistics["ratings_per_song"])),
         ("songs per annotator", _spread(statistics["songs_per_annotator"])),
         ("annotators with more than 15 songs", f"{statistics['annotators_over_15_songs']:,}"),
     ]
     rows = [
         ("sd between raters", *(_show(x["sd_between_raters"]) for x in both)),
-        ("Cronbach's alpha, mean ± sd over songs", *(_of_songs(x["cronbach_alpha"]) for x in both)),
-        ("mean pairwise correlation", *(_of_songs(x["pairwise_correlation"]) for x in both)),
+        ("share of steps labelled", *(_share(x.get("labelled_by_raters")) for x in both)),
+        (
+            "Cronbach's alpha, median and quartiles over songs",
+            *(_of_songs(x["cronbach_alpha"]) for x in both),
+        ),
+        ("pairwise correlation, likewise", *(_of_songs(x["pairwise_correlation"]) for x in both)),
     ]
     return (
         "### Raters\n\n"
@@ -273,7 +280,14 @@ def _spread(counts: dict[str, Any]) -> str:
 def _of_songs(value: dict[str, Any]) -> str:
     if value["mean"] is None:
         return "-"
-    return f"{value['mean']:.3f} ± {value['sd']:.3f} ({value['songs']:,} songs)"
+    if not value.get("quartiles"):  # data of earlier versions
+        return f"mean {value['mean']:.3f} ({value['songs']:,} songs)"
+    low, median, high = value["quartiles"]
+    return f"{median:.3f} [{low:.3f}, {high:.3f}] ({value['songs']:,} songs)"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _list(lines: Sequence[str], otherwise: str) -> str:

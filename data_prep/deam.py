@@ -109,7 +109,10 @@ def read_deam(
     for song in sorted(arousal.keys() | valence.keys(), key=id_order):
         curves = arousal.get(song, nothing), valence.get(song, nothing)
         steps = max(map(len, curves))
-        ratings = _read_ratings(per_rater, song, steps, dropped, notes, rule) if per_rater else ()
+        raters: tuple[str, ...] = ()
+        ratings: tuple[Rating, ...] = ()
+        if per_rater:
+            raters, ratings = _read_ratings(per_rater, song, steps, dropped, notes, rule)
         songs.append(
             Song(
                 song_id=song,
@@ -120,6 +123,7 @@ def read_deam(
                 ratings=ratings,
                 split="test" if song.isdecimal() and int(song) >= FIRST_TEST_ID else None,
                 static=static.get(song),
+                raters=raters,
             )
         )
     if per_rater is None:
@@ -263,8 +267,8 @@ def _read_ratings(
     dropped: Counter[str],
     notes: list[str],
     rule: FlatRule,
-) -> tuple[Rating, ...]:
-    """One song's ratings that can be used; adds to `dropped` and `notes` what cannot, and why."""
+) -> tuple[tuple[str, ...], tuple[Rating, ...]]:
+    """Who drew a song, and the ratings that can be used; adds to `dropped` and `notes` what cannot, and why."""
     files = []
     for dimension in DIMENSIONS:
         path = folder / dimension / f"{song}.csv"
@@ -278,7 +282,8 @@ def _read_ratings(
     arousal, valence = (_by_worker(traces or [], dropped) for traces in files)
     nothing = np.zeros(0, np.float32)
     ratings = []
-    for worker in sorted(arousal.keys() | valence.keys()):
+    workers = sorted(arousal.keys() | valence.keys())
+    for worker in workers:
         curves = (fit(traces.get(worker, nothing), steps) for traces in (arousal, valence))
         rating = rule.rating(worker, *curves)
         if rating:
@@ -287,7 +292,7 @@ def _read_ratings(
             dropped[FLAT_REASON] += 1
         else:
             dropped[_EMPTY_RATING] += 1
-    return tuple(ratings)
+    return tuple(workers), tuple(ratings)
 
 
 def _by_worker(

@@ -186,4 +186,5 @@ def _song(
         arousal=mean_curve(everyone[..., 0]),
         valence=mean_curve(everyone[..., 1]),
         ratings=tuple(ratings),
+        raters=tuple(curves),
     )

@@ -51,6 +51,7 @@ class Corpus:
       song_ids: N names.
       split: `[N]` of `train`, `validation`, `test`.
       sounds: N digests of the sound files; empty in data of versions that did not keep them.
+      raters: `[N]` how many people drew each song, those included whose rating was left out; 0 where nobody knows.
       song_start: `[N]` first step of each song, int32.
       song_steps: `[N]` its length.
       mean: `[n, 2]` the corpus's own mean curve, NaN where missing.
@@ -73,6 +74,7 @@ class Corpus:
     song_ids: tuple[str, ...]
     split: np.ndarray
     sounds: tuple[str, ...]
+    raters: np.ndarray
     song_start: np.ndarray
     song_steps: np.ndarray
     mean: np.ndarray
@@ -148,6 +150,7 @@ def write_labels(
         "song_ids": np.array([song.song_id for song in songs]),
         "split": np.array([song.split for song in songs]),
         "sound": np.array([digests[song.song_id] for song in songs]),
+        "raters": np.array([len(song.raters) for song in songs], np.int32),
         "song_steps": np.array(lengths, np.int32),
         "mean": np.concatenate(means),
         "annotator_ids": annotators,
@@ -310,6 +313,7 @@ def _labels_only(
         song_ids=tuple(labels["song_ids"].tolist()),
         split=labels["split"],
         sounds=tuple(labels.get("sound", np.full(len(steps), "")).tolist()),
+        raters=labels.get("raters", np.bincount(rated, minlength=len(steps))),
         song_start=_starts(steps),
         song_steps=steps,
         mean=labels["mean"],

@@ -47,6 +47,7 @@ def corpus(monkeypatch):
         song_ids=tuple("abcd"),
         split=np.full(SONGS, "test"),
         sounds=("",) * SONGS,
+        raters=np.ones(SONGS, np.int32),
         song_start=first,
         song_steps=np.full(SONGS, STEPS, np.int32),
         log_mel=np.zeros((SONGS * STEPS, 1, 1)),

@@ -75,6 +75,7 @@ def made_up(songs: int, annotators: int, steps: int) -> Corpus:
         # A tenth each for validation and test.
         split=np.where(number % 10 == 0, "test", np.where(number % 10 == 1, "validation", "train")),
         sounds=("",) * songs,
+        raters=np.full(songs, annotators, np.int32),
         song_start=number * steps,
         song_steps=np.full(songs, steps, np.int32),
         mean=curves.reshape(annotators, songs, steps, 2).mean(0).reshape(-1, 2),
