@@ -19,7 +19,13 @@ import numpy as np
 
 from data_prep.shards import Corpus
 from dsaml_jax.config import RunConfig
-from dsaml_jax.corpus import DeviceCorpus, Part, labelled_windows, window_steps
+from dsaml_jax.corpus import (
+    DeviceCorpus,
+    Part,
+    labelled_windows,
+    song_weights,
+    window_steps,
+)
 from dsaml_jax.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
 
 AHEAD = 2
@@ -72,7 +78,8 @@ def drawing(
         drawable = labelled_windows(corpus, part.songs, corpus.song_start[part.songs], target)
         windows, counts = in_front(drawable)
         some = counts > 0
-        return partial(_draw_songs, part.songs[some], windows[some], counts[some], config)
+        weights = song_weights(corpus, part, part.songs[some])
+        return partial(_draw_songs, part.songs[some], windows[some], counts[some], weights, config)
 
     def draw_tasks(step: int) -> TaskArrays:
         return task_arrays(
@@ -92,17 +99,28 @@ def drawing(
 
 
 def _draw_songs(
-    songs: np.ndarray, windows: np.ndarray, counts: np.ndarray, config: RunConfig, step: int
+    songs: np.ndarray,
+    windows: np.ndarray,
+    counts: np.ndarray,
+    weights: np.ndarray,
+    config: RunConfig,
+    step: int,
 ) -> WindowArrays:
-    """Epochs of shuffled songs, and one of each one's windows `[songs, W]`, of which it has `counts`."""
+    """Epochs of shuffled songs, and one of each one's windows `[songs, W]`, of which it has `counts`.
+
+    In an epoch a song comes as often as its weight is to the mean weight, rounded up or down: once, where all are alike.
+    """
     batch = config.training.batch_songs
     places = np.arange((step - 1) * batch, step * batch)
     drawn = np.empty(batch, np.int32)
     for epoch in np.unique(places // len(songs)):
         keys = uniform_stream(config.training.seed, 1, int(epoch))
         order = np.argsort(keys.random(len(songs)), kind="stable")
+        share = np.cumsum(weights) / weights.sum()
+        lot = (np.arange(len(songs)) + keys.random()) / len(songs)  # systematic sampling
+        epoch_songs = np.minimum(np.searchsorted(share, lot, side="right"), len(songs) - 1)
         here = places // len(songs) == epoch
-        drawn[here] = order[places[here] % len(songs)]
+        drawn[here] = epoch_songs[order[places[here] % len(songs)]]
     share = uniform_stream(config.training.seed, 2, step).random(batch)
     place = (share * counts[drawn]).astype(np.int32)
     return WindowArrays(songs[drawn].astype(np.int32), windows[drawn, place])

@@ -318,7 +318,7 @@ def _folds_of_experiment(
     options: argparse.Namespace, experiment: Experiment, corpus: Corpus
 ) -> tuple[Fold, ...]:
     """The corpus's own split where that can be judged and nothing else is asked for; else folds."""
-    from dsaml_jax.corpus import OWN_SPLIT, Fold
+    from dsaml_jax.corpus import Fold
     from dsaml_jax.evaluation import listener_judging
 
     if options.folds is not None and options.folds != 0 and options.folds < 2:
@@ -330,9 +330,10 @@ def _folds_of_experiment(
             people = listener_judging(corpus, "test", shots=experiment.shots)[0].people
         if people < FEWEST_PEOPLE:
             return tuple(Fold(FOLDS, 0, fold) for fold in range(FOLDS))
+    everyone = experiment.task == "dmer"  # nobody is judged, so nobody need be held out
     if not options.folds:
-        return (OWN_SPLIT,)
-    return tuple(Fold(options.folds, 0, fold) for fold in range(options.folds))
+        return (Fold(everyone=everyone),)
+    return tuple(Fold(options.folds, 0, fold, everyone) for fold in range(options.folds))
 
 
 FOLDS = 5

@@ -142,7 +142,8 @@ class TrainingConfig:
       validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
       validation_tasks: at most so many tasks in a validation of PDMER.
       init_from: work directory of a run to start from (its best checkpoint); empty for none.
-      protocol: `clean`: people and songs are held out; `reference`, as published: songs alone.
+      protocol: `clean`: people and songs are held out; `reference`, as published: songs alone. So DMER learns the mean of
+        the people who are not held out, or the corpus's own mean curve; PDMER begins from a DMER run of the first kind.
       folds, song_folds, fold: who is held out, see :class:`dsaml_jax.corpus.Fold`; 0 folds: the corpus's own split.
     """
 
@@ -196,8 +197,10 @@ class TrainingConfig:
             raise UsageError(
                 "training.song_folds needs training.folds, the number of folds of people"
             )
-        if self.protocol == "reference" and self.folds:
-            raise UsageError("the published protocol has no folds: training.folds is for clean")
+        if self.protocol == "reference" and self.folds and self.task == "pdmer":
+            raise UsageError(
+                "the published protocol of pdmer has no folds: training.folds is for clean"
+            )
         if not 0 <= self.seed < 2**32:
             raise UsageError("training.seed must be in [0, 2^32)")
 

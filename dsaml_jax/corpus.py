@@ -57,10 +57,12 @@ class Fold:
     everyone: bool = False
 
     def __str__(self) -> str:
-        if self.everyone:
-            return "the corpus's own split of songs, nobody held out"
         if not self.folds:
-            return "the corpus's own split"
+            return "the corpus's own split" + (" of songs, nobody held out" * self.everyone)
+        if self.everyone:
+            return (
+                f"fold {self.fold} of {self.song_folds or self.folds} of the songs, nobody held out"
+            )
         songs = f" (songs in {self.song_folds})" if self.song_folds else ""
         return f"fold {self.fold} of {self.folds}{songs}"
 
@@ -85,6 +87,7 @@ class Part:
       all_ratings: indices of everybody's ratings for its songs: the `reference` protocol.
       consensus: indices of the ratings that may decide what these songs' mean curve is: those of
         nobody who is held out for a later part.
+      everyone: nobody is: the mean curve is the corpus's own.
     """
 
     songs: np.ndarray
@@ -92,6 +95,7 @@ class Part:
     support: np.ndarray
     all_ratings: np.ndarray
     consensus: np.ndarray
+    everyone: bool = False
 
 
 def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
@@ -130,6 +134,7 @@ def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
             support=np.flatnonzero(of_person & (~later_song if fold.folds else of_song)),
             all_ratings=np.flatnonzero(of_song),
             consensus=np.flatnonzero(of_song & ~later_person),
+            everyone=fold.everyone,
         )
     return parts
 
@@ -145,7 +150,7 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
         raise UsageError(
             f"fold {fold.fold} does not exist: {fold.folds} folds are 0 to {fold.folds - 1}"
         )
-    if corpus.annotator_ids and fold.folds > len(corpus.annotator_ids):
+    if corpus.annotator_ids and not fold.everyone and fold.folds > len(corpus.annotator_ids):
         raise UsageError(
             f"{fold.folds} folds are more than the {len(corpus.annotator_ids)} annotators of {corpus.name}"
         )
@@ -243,16 +248,34 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
 def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
     """`[n, 2]`: what DMER learns or is validated on.
 
-    For songs with ratings, the mean over the people in `part.consensus` (NaN where they drew nothing):
-    the corpus's own mean includes people who are held out. For songs without any, the corpus's mean.
+    Where nobody is held out, the corpus's own mean. Else, for songs that are known to have raters, the mean over those
+    in `part.consensus` (NaN where they drew nothing, also where all were left out in reading): the corpus's own mean includes
+    people who are held out. For songs whose raters nobody knows, the corpus's mean.
     """
+    if part.everyone:
+        return corpus.mean
     target = corpus.mean.copy()
-    for song in np.unique(corpus.rating_song):
+    for song in np.flatnonzero(corpus.raters > 0):
         mine = part.consensus[corpus.rating_song[part.consensus] == song]
         start, steps = corpus.song_start[song], corpus.song_steps[song]
         curves = corpus.ratings[corpus.rating_first[mine][:, None] + np.arange(steps)]
         target[start : start + steps] = mean_curve(curves)
     return target
+
+
+RATER_NOISE = 3.0
+"""Variance of single raters about a song's mean level, over that between songs: 2.3 in arousal and 3.7 in valence on
+DEAM (its data card). So many raters are worth half as much as all that there could be."""
+
+
+def song_weights(corpus: Corpus, part: Part, songs: np.ndarray) -> np.ndarray:
+    """How much of the true mean curve of each song is in its target, `[k]` in (0, 1].
+
+    The reliability of a mean of `n` raters, `n / (n +` :data:`RATER_NOISE` `)`; 1 where the target is the corpus's own mean.
+    """
+    count = np.bincount(corpus.rating_song[part.consensus], minlength=len(corpus.song_ids))[songs]
+    weight: np.ndarray = np.where(corpus.raters[songs] > 0, count / (count + RATER_NOISE), 1.0)
+    return np.ones(len(songs)) if part.everyone else weight
 
 
 def labelled_windows(

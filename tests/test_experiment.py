@@ -135,7 +135,9 @@ def test_every_experiment_is_well_formed(small_data, tmp_path, name, scale):
         if training.as_long_as is None:
             assert runner.config(key, 0).training.task == training.task
     for method in experiment.methods.values():
-        assert (method.kind in ("constant", "support mean", "ridge")) == (not method.training)
+        assert (method.kind in ("constant", "support mean", "others", "ridge")) == (
+            not method.training
+        )
         assert not method.training or method.training in seen
     assert not list(tmp_path.iterdir())
 

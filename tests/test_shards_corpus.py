@@ -23,11 +23,15 @@ from data_prep.features import FeatureConfig, log_mel
 from data_prep.prepare import prepare
 from data_prep.shards import FACTS_FILE, VERSION, find_dataset, read_corpus
 from dsaml_jax import DSAML, ModelConfig
+from dsaml_jax.batches import _draw_songs
+from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import (
+    Fold,
     consensus_target,
     gather_windows,
     held_out,
     labelled_windows,
+    song_weights,
     to_device,
 )
 from tests.deam_files import AUDIO, make_deam
@@ -193,8 +197,51 @@ def test_songs_without_ratings_keep_the_corpus_mean(corpus):
         rating_annotator=corpus.rating_annotator[:0],
         rating_first=corpus.rating_first[:0],
     )
-    target = consensus_target(unrated, held_out(unrated)["train"])
-    np.testing.assert_array_equal(target, corpus.mean)
+    # All were left out in reading, and some of them may be held out here.
+    part = held_out(unrated)["train"]
+    assert (unrated.raters > 0).all() and np.isnan(consensus_target(unrated, part)).all()
+    unknown = dataclasses.replace(unrated, raters=np.zeros_like(corpus.raters))
+    np.testing.assert_array_equal(consensus_target(unknown, part), corpus.mean)
+    assert (song_weights(unknown, part, part.songs) == 1.0).all()
+
+
+def test_where_nobody_is_held_out_the_published_mean_is_the_target(corpus):
+    for fold in (Fold(everyone=True), Fold(3, 0, 1, everyone=True)):
+        for part in held_out(corpus, fold).values():
+            np.testing.assert_array_equal(consensus_target(corpus, part), corpus.mean)
+            assert (song_weights(corpus, part, part.songs) == 1.0).all()
+    tests = [held_out(corpus, Fold(3, 0, fold, everyone=True))["test"].songs for fold in range(3)]
+    assert sorted(np.concatenate(tests)) == list(range(len(corpus.song_ids)))
+
+
+def test_a_song_counts_by_how_many_raters_are_in_its_target(corpus):
+    part = held_out(corpus)["train"]
+    part = dataclasses.replace(part, consensus=part.consensus[2:])
+    count = np.bincount(corpus.rating_song[part.consensus], minlength=len(corpus.song_ids))
+    weights = song_weights(corpus, part, part.songs)
+    np.testing.assert_allclose(weights, count[part.songs] / (count[part.songs] + 3.0))
+    assert len(set(count[part.songs])) > 1
+
+
+def test_songs_are_drawn_in_proportion_to_their_weight():
+    """In every epoch of 5 songs of weight 1, 1, 1, 3, 4 the last come once to three times, the others at most once."""
+    config = with_settings(preset("tiny"), ["training.task=dmer", "training.batch_songs=5"])
+    songs, weights = np.array([7, 8, 9, 3, 4]), np.array([1.0, 1.0, 1.0, 3.0, 4.0])
+    windows, counts = np.zeros((5, 1), int), np.ones(5, int)
+    drawn = [
+        _draw_songs(songs, windows, counts, weights, config, step).song for step in range(1, 401)
+    ]
+    for epoch in drawn:
+        times = {song: int((epoch == song).sum()) for song in songs.tolist()}
+        assert times[3] in (1, 2) and times[4] in (2, 3)
+        assert max(times[song] for song in (7, 8, 9)) <= 1
+    share = np.array([(np.concatenate(drawn) == song).mean() for song in songs])
+    np.testing.assert_allclose(share, weights / 10, atol=0.03)  # four standard errors of 400 epochs
+    alike = [
+        _draw_songs(songs, windows, counts, np.full(5, 0.3), config, step).song
+        for step in range(1, 20)
+    ]
+    assert all(sorted(epoch) == sorted(songs) for epoch in alike)
 
 
 @pytest.mark.slow

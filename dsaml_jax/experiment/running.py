@@ -139,6 +139,8 @@ class Runner:
         training = self.experiment.trainings[name]
         common = self.scale.dmer if training.task == "dmer" else self.scale.pdmer
         own = [f"training.task={training.task}", f"training.seed={seed}"]
+        if fold.everyone:
+            own.append("training.protocol=reference")
         if fold.folds:
             own += [f"training.folds={fold.folds}", f"training.song_folds={fold.song_folds}", f"training.fold={fold.fold}"]  # fmt: skip
         if training.start:
