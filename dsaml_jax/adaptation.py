@@ -14,6 +14,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from dsaml_jax import losses, meta
@@ -143,8 +144,16 @@ def adapt_to_listener(
     """
     loss = support_loss(model, config, variables["batch_stats"])
     adapted = inner_algorithm(config).adapt(loss, to_learned(config, variables), support)
-    if config.strength != 1.0:
-        adapted = jax.tree.map(  # what did not move stays the same to the bit
-            lambda new, old: old + config.strength * (new - old), adapted, variables["params"]
-        )
-    return {**variables, "params": adapted}
+    return part_of_the_way(variables, adapted, config.strength)
+
+
+def part_of_the_way(
+    variables: Mapping[str, Any], adapted: PyTree, strength: chex.Numeric
+) -> dict[str, Any]:
+    """Variables whose parameters have gone the share `strength` of the way to the adapted ones."""
+
+    def between(old: jax.Array, new: jax.Array) -> jax.Array:
+        # What did not move stays the same to the bit, and so does all of the way.
+        return jnp.where(strength == 1.0, new, old + strength * (new - old))
+
+    return {**variables, "params": jax.tree.map(between, variables["params"], adapted)}

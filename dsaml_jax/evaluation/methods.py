@@ -13,11 +13,17 @@ from tqdm import tqdm
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
-from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
+from dsaml_jax.adaptation import (
+    adapt_to_listener,
+    inner_algorithm,
+    part_of_the_way,
+    to_learned,
+)
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import DeviceCorpus, gather_windows
 from dsaml_jax.evaluation.trials import Trial
 from dsaml_jax.inference import Variables, song_curve
+from dsaml_jax.meta import LearnedRates
 from dsaml_jax.meta.adapt import Adapting
 from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.models.dsaml import DSAML
@@ -160,9 +166,16 @@ def adapted(
     """`[tasks, Q, n, 2]`: curves of each task's query songs after adapting to its support.
 
     What adaptation does not change is computed once for each song, not for each listener who is asked about it.
-    Tasks go to the device in blocks of one shape, so there is one compilation and `bar` can move.
+    Tasks go to the device in blocks of one shape, so there is one compilation and `bar` can move; the strength, and rates
+    that can be learned, are numbers to it, so that trying several costs no other.
     """
     tasks = trial.listeners
+    strength = jnp.float32(config.strength)
+    learned = to_learned(config, variables)
+    config = dataclasses.replace(config, strength=1.0)
+    if isinstance(learned, LearnedRates):
+        variables = {**variables, "rates": learned.rates}
+        config = dataclasses.replace(config, learning_rate=1.0)  # that of the rates counts
     songs = trial.asked
     place = np.searchsorted(songs, tasks.query_song)  # 0 where padded
     fixed = (model, config, variables, trial.device, trial.shape)
@@ -173,7 +186,7 @@ def adapted(
     for first in range(0, count, block):
         rows = np.minimum(np.arange(first, first + block), count - 1)
         part = {name: getattr(tasks, name)[rows] for name in _USED} | {"place": place[rows]}
-        blocks.append(np.asarray(_adapted_curves(*fixed, known, part)))
+        blocks.append(np.asarray(_adapted_curves(*fixed, strength, known, part)))
         if bar is not None:
             bar.update(min(block, count - first))
     return np.concatenate(blocks)[:count]
@@ -292,6 +305,7 @@ def _adapted_curves(
     variables: Variables,
     device: DeviceCorpus,
     shape: tuple[int, int],
+    strength: jax.Array,
     known: list[jax.Array],
     tasks: dict[str, chex.Array],
 ) -> jax.Array:
@@ -305,6 +319,7 @@ def _adapted_curves(
             device, task["support_song"], task["support_window"], task["support"]
         )
         adapted = adapt_to_listener(model, config, variables, support)
+        adapted = part_of_the_way(variables, adapted["params"], strength)
 
         def query(which: tuple[jax.Array, jax.Array]) -> jax.Array:
             song, place = which
