@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from data_prep.base import replacing
 from data_prep.figures import COLORS, STYLE, any_glyphs, name_corners, set_name
-from dsaml_jax.base import STEPS_PER_SECOND
+from dsaml_jax.base import DIMENSIONS, STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
@@ -60,17 +60,18 @@ def _draw_path(figure: Figure, axis: Axes, curve: np.ndarray, time: np.ndarray) 
 
 
 def listener_curves(shown: ListenerCurves) -> Figure:
-    """One column per listener: what they drew, the model before and after adapting."""
+    """One column per listener, one row per dimension that they drew: theirs, the model before and after adapting."""
     people = len(shown.annotators)
+    drawn = [row for row in range(2) if np.isfinite(shown.truth[..., row]).any()]
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(2.3 * people, 4.6), 4.4), layout="constrained")
-        axes = figure.subplots(2, people, sharex=True, sharey="row", squeeze=False)
+        size = (max(2.3 * people, 4.6), 1.0 + 1.7 * len(drawn))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(len(drawn), people, sharex=True, sharey="row", squeeze=False)
         time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
         for column, person in enumerate(shown.annotators):
             set_name(axes[0, column], person, fontsize=9)
-            axes[1, column].set_xlabel("time [s]")
-            for row in range(2):
-                axis = axes[row, column]
+            axes[-1, column].set_xlabel("time [s]")
+            for axis, row in zip(axes[:, column], drawn, strict=True):
                 for curves, color, label, width in (
                     (shown.truth, TRUTH, "annotated", 1.8),
                     (shown.unadapted, UNADAPTED, "unadapted", 1.4),
@@ -79,8 +80,8 @@ def listener_curves(shown: ListenerCurves) -> Figure:
                     axis.plot(
                         time, curves[column, :, row], color=color, label=label, linewidth=width
                     )
-        axes[0, 0].set_ylabel("arousal")
-        axes[1, 0].set_ylabel("valence")
+        for axis, row in zip(axes[:, 0], drawn, strict=True):
+            axis.set_ylabel(DIMENSIONS[row])
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         return figure

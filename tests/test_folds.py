@@ -17,11 +17,16 @@ from data_prep.deam import read_deam
 from data_prep.features import TINY, FeatureConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError
+from dsaml_jax import UsageError, figures
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold, fold_of, gather_windows, held_out, to_device, window_steps
-from dsaml_jax.evaluation import agreed_judging, listener_judging, listener_trial
+from dsaml_jax.evaluation import (
+    ListenerCurves,
+    agreed_judging,
+    listener_judging,
+    listener_trial,
+)
 from dsaml_jax.evaluation import methods as ways
 from dsaml_jax.experiment import Runner
 from dsaml_jax.experiment.scales import QUICK
@@ -340,3 +345,12 @@ def uneven_reference(small_data):
         annotator_ids=("all", "late", "early"), rating_song=np.zeros(3, np.int32), rating_annotator=np.arange(3, dtype=np.int32),
         rating_first=np.array([0, 120, 240], np.int32), ratings=ratings,
     )  # fmt: skip
+
+
+def test_curves_of_one_dimension_are_drawn_alone():
+    truth = np.full((2, 10, 2), np.nan)
+    truth[..., 1] = 0.2
+    one = figures.listener_curves(ListenerCurves("s", ("a", "b"), truth, truth + 0.1, truth + 0.2))
+    assert [axis.get_ylabel() for axis in one.axes] == ["valence", ""]
+    both = figures.listener_curves(ListenerCurves("s", ("a", "b"), *(np.zeros((3, 2, 10, 2)))))
+    assert [axis.get_ylabel() for axis in both.axes] == ["arousal", "", "valence", ""]

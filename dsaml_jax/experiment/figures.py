@@ -11,10 +11,16 @@ from dsaml_jax import figures
 from dsaml_jax.corpus import gather_windows
 from dsaml_jax.evaluation import methods
 from dsaml_jax.evaluation.evaluate import most_shared_song
-from dsaml_jax.evaluation.scores import METRICS
+from dsaml_jax.evaluation.scores import METRICS, dimensions_of
 from dsaml_jax.experiment.base import Method, Outcome
 from dsaml_jax.experiment.running import Runner
-from dsaml_jax.experiment.tables import over_seeds, unit_of, unit_scores
+from dsaml_jax.experiment.tables import (
+    averaged,
+    columns_of,
+    over_seeds,
+    unit_of,
+    unit_scores,
+)
 from dsaml_jax.report import Picture
 from dsaml_jax.runs import read_metrics, read_status
 
@@ -51,14 +57,15 @@ def _listeners(runner: Runner, outcome: Outcome) -> Pictures:
         f"Song {shown.song}, as several unseen listeners heard it (seed 0). Black: what the listener drew. Grey: the "
         "model for everyone. Blue: after adapting to one other song of that listener."
     )
-    return {
-        "listeners": Picture("One song, several listeners", what, figures.listener_curves(shown)),
-        "plane": Picture(
-            "The same in the valence-arousal plane",
-            "Paths over the annotated part of the song; the dot is its end.",
-            figures.plane_paths(shown),
-        ),
-    }
+    curves = Picture("One song, several listeners", what, figures.listener_curves(shown))
+    if len(dimensions_of(columns_of(outcome))) == 1:
+        return {"listeners": curves}
+    plane = Picture(
+        "The same in the valence-arousal plane",
+        "Paths over the annotated part of the song; the dot is its end.",
+        figures.plane_paths(shown),
+    )
+    return {"listeners": curves, "plane": plane}
 
 
 def _attention(runner: Runner, outcome: Outcome) -> Pictures:
@@ -89,7 +96,7 @@ def _annotators(runner: Runner, outcome: Outcome) -> Pictures:
     )
     ours = np.array([after[name] for name in before])
     what = (
-        f"{against} and {subject}; mean of arousal and valence over the curves of each test "
+        f"{against} and {subject}; {averaged(outcome)} over the songs of each test "
         f"listener{f' and {runner.seeds} seeds' if runner.seeds > 1 else ''}."
     )
     drawn = figures.before_and_after(
@@ -150,7 +157,7 @@ def _shots(runner: Runner, outcome: Outcome) -> Pictures:
         drawn = figures.series(
             {label: tuple(np.array(sorted(points)).T) for label, points in lines.items()},
             x="inner steps",
-            y=f"{metric.upper()}, mean of arousal and valence",
+            y=f"{metric.upper()}, {averaged(outcome)}",
             categories=tuple(map(str, steps)),
         )
         what = f"{_over_seeds(runner)} Everyone is asked about the same songs."
@@ -173,7 +180,7 @@ def _columns(runner: Runner, outcome: Outcome) -> Pictures:
         for name in names:
             means = unit_scores(outcome.judged[name][:1], metric, unit)
             values[name] = np.array(list(means.values()))
-        drawn = figures.spread(values, f"{metric.upper()}, mean of arousal and valence")
+        drawn = figures.spread(values, f"{metric.upper()}, {averaged(outcome)}")
         what = f"A box for the middle half of the {unit}s, seed 0."
         pictures[f"spread-{metric}"] = Picture(f"{metric.upper()} over {unit}s", what, drawn)
     return pictures

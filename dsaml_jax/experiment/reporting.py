@@ -13,6 +13,7 @@ from dsaml_jax.experiment.figures import draw
 from dsaml_jax.experiment.running import Runner
 from dsaml_jax.experiment.statistics import FEW
 from dsaml_jax.experiment.tables import (
+    averaged,
     differences_table,
     pairs,
     scores_table,
@@ -71,7 +72,7 @@ def _of_protocol(outcome: Outcome) -> list[str]:
         lines += [f"### {what[0].upper()}{what[1:]}", ""]
         lines += [to_markdown(differences_table(outcome, compared)), ""]
         lines += [
-            f"Mean of arousal and valence; differences paired by {unit}. 95 % intervals by the bootstrap over {random}. "
+            f"Of each metric the {averaged(outcome)}; differences paired by {unit}. 95 % intervals by the bootstrap over {random}. "
             f"Bold: the first is better, and would be in 95 of 100 studies in all {len(compared)} rows at once (Bonferroni).",
             "",
         ]

@@ -32,6 +32,12 @@ def columns_of(outcome: Outcome) -> tuple[str, ...]:
     return tuple(next(iter(outcome.judged.values()))[0].scores)
 
 
+def averaged(outcome: Outcome) -> str:
+    """What a metric without a dimension is, in words."""
+    there = dimensions_of(columns_of(outcome))
+    return there[0] if len(there) == 1 else "mean of arousal and valence"
+
+
 def over_seeds(judged: Sequence[Judged], column: str, unit: str) -> tuple[float, float]:
     """Mean and standard deviation (n - 1; 0 of one) over seeds of the mean over units, each the mean of their songs."""
     means = [float(np.mean(list(unit_scores([one], column, unit).values()))) for one in judged]
