@@ -366,6 +366,41 @@ def test_one_dimension_after_the_other(page, person, studio):
     assert np.isfinite(labels[1:11]).all() and np.nanmean(labels[:, 0]) > 0 > np.nanmean(labels[:, 1])  # fmt: skip
 
 
+@pytest.mark.parametrize("dimension", ["arousal", "valence"])
+def test_a_model_of_one_dimension_asks_for_it_alone(page, small_run, songs, tmp_path, dimension):
+    shutil.copytree(small_run, tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text()) | {"dimensions": [dimension]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    config = serving.Settings(
+        checkpoint=tmp_path / "run", everyone=tmp_path / "run", songs=songs, study=tmp_path / "study", password=PASSWORD
+    )  # fmt: skip
+    with running(config) as (address, study):
+        study.modelling.wait_until_warm()
+        person = Person(address, study)
+        song = song_named(study, "one")
+        page.goto(person.page)
+        page.get_by_role("button", name="I know how it works").click()
+        page.locator("#songs li", has_text=re.compile("^one ")).get_by_role(
+            "link", name="Annotate"
+        ).click()
+        page.wait_for_url(f"**/annotate/{song.number}?draw={dimension}")
+        play(page)
+        draw_until(page, 6.0)
+        page.click("#done")
+        page.wait_for_url(person.page)
+        assert not page.get_by_label("first arousal, then valence").is_visible()
+        page.get_by_role("button", name="Adapt").click()
+        page.get_by_text("Take it with you").wait_for()
+        page.goto(f"{person.page}/curves?song={song.number}")
+        until(page, "document.querySelector('#chart').dataset.lines?.includes('yours after')")
+        titles = page.evaluate("[...document.querySelectorAll('#chart .ytitle, #chart .y2title')].map((x) => x.textContent)")  # fmt: skip
+        assert titles == [dimension]
+        words = page.text_content("#words") + page.text_content("#quarters")
+        other = {"arousal": "valence", "valence": "arousal"}[dimension]
+        assert dimension in words and other not in words and "NaN" not in words
+        page.screenshot(path=tmp_path / "curves.png")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_small_screens_and_names_for_everything(browser, person, studio, scheme):
     address, study = studio

@@ -357,6 +357,7 @@ class _Pages:
             }  # fmt: skip
         return {
             "songs": songs,
+            "learned": self._modelling.learned,
             "practised": practised is not None,
             "adaptation": adaptation,
             "hidden": self._hidden(who),

@@ -176,6 +176,11 @@ class Modelling:
         self._add(_NOW, partial(self._adapt, number, song, labels))
         return number
 
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The dimensions that the model that adapts knows."""
+        return self._loaded.info.dimensions
+
     def progress(self, adaptation: Row) -> Progress:
         """How far an adaptation is, by what the store and the files say."""
         number = adaptation["id"]

@@ -205,9 +205,9 @@ $("done").addEventListener("click", async () => {
 
 async function whatFollows() {
   if (dimension === "arousal") {
-    const { songs } = await get("/state");
+    const { songs, learned } = await get("/state");
     const here = songs.find(({ number }) => number === Number(song));
-    if (!here.drawn.includes("valence")) return `${base}/annotate/${song}?draw=valence${practice === "1" ? "&practice=1" : ""}`;
+    if (learned.includes("valence") && !here.drawn.includes("valence")) return `${base}/annotate/${song}?draw=valence${practice === "1" ? "&practice=1" : ""}`;
   }
   return base;
 }

@@ -1,7 +1,7 @@
 // Everyone's curves, and one's own before and after adapting.
 
 import { base, element, get, wait } from "./api.js";
-import { drawChart, follow, inWords, onThemeChange } from "./chart.js";
+import { columnsOf, drawChart, follow, inWords, onThemeChange } from "./chart.js";
 import { Plane, color } from "./plane.js";
 
 const TRAIL_SECONDS = 5;
@@ -34,12 +34,14 @@ async function redraw() {
 
 function showAt(at) {
   if (!curves) return;
+  const columns = plane.dimension === "both" ? [0, 1] : [plane.dimension === "arousal" ? 0 : 1];
+  const isThere = (row) => row !== undefined && columns.every((column) => row[column] !== null);
   const dots = known().map(([key]) => {
     const curve = curves[key];
     const here = Math.min(curve.length - 1, Math.round(at / curves.step));
-    const trail = curve.slice(Math.max(0, here - TRAIL_SECONDS / curves.step), here + 1).filter(([a, v]) => a !== null && v !== null);
+    const trail = curve.slice(Math.max(0, here - TRAIL_SECONDS / curves.step), here + 1).filter(isThere);
     const now = curve[here];
-    return { values: now === undefined || now[0] === null || now[1] === null ? null : now, trail, color: color(SHADES[key]) };
+    return { values: isThere(now) ? now : null, trail, color: color(SHADES[key]) };
   });
   plane.draw(dots);
 }
@@ -47,7 +49,8 @@ function showAt(at) {
 function difference() {
   if (!curves.after) return "";
   const mean = (key, column) => curves[key].reduce((sum, row) => sum + row[column], 0) / curves[key].length;
-  const parts = ["arousal", "valence"].map((name, column) => {
+  const parts = columnsOf(curves.after).map((column) => {
+    const name = ["arousal", "valence"][column];
     const difference = mean("after", column) - mean("everyone", column);
     return `${name} ${Math.abs(difference) < 0.005 ? "is the same" : `is ${Math.abs(difference).toFixed(2)} ${difference > 0 ? "higher" : "lower"}`}`;
   });
@@ -76,7 +79,8 @@ async function show(song) {
 }
 
 async function start() {
-  const { songs, adaptation } = await get("/state");
+  const { songs, adaptation, learned } = await get("/state");
+  if (learned.length === 1) [plane.dimension] = learned;
   for (const song of songs) $("song").append(element("option", { value: song.number }, song.name));
   // First a song that was not adapted to: that is what one wants to know.
   const other = songs.find(({ number }) => number !== adaptation?.song) ?? songs[0];

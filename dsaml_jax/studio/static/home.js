@@ -7,16 +7,21 @@ const canLook = document.querySelector('#step-rate a[href$="/curves"]') !== null
 
 const isAdapting = (adaptation) => adaptation !== null && !adaptation.ready && !adaptation.error;
 
-function songRow(song, adaptation) {
-  const complete = song.drawn.length === 2;
+// What is to be drawn next: what the model knows, at once or one after the other.
+function toDraw(drawn, learned) {
+  if (learned.length === 1) return learned[0];
+  if (!howToDraw()) return "both";
+  return drawn.length === 1 && drawn[0] === "arousal" ? "valence" : "arousal";
+}
+
+function songRow(song, adaptation, learned) {
+  const complete = learned.every((dimension) => song.drawn.includes(dimension));
   const row = element("li", {},
     element("span", { className: "name" }, song.name, " ", element("span", { className: "faint" }, clock(song.seconds))));
   const link = element("a", { className: "button", href: "#" }, complete ? "Annotate again" : "Annotate");
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    const one = howToDraw();
-    const first = song.drawn.includes("arousal") && !complete ? "valence" : "arousal";
-    location.href = `${base}/annotate/${song.number}?draw=${one ? first : "both"}`;
+    location.href = `${base}/annotate/${song.number}?draw=${toDraw(song.drawn, learned)}`;
   });
   link.id = `annotate-${song.number}`;
   const buttons = element("span", { className: "row" }, link);
@@ -66,12 +71,12 @@ async function adapt(song) {
 
 // Rows are made again only when they change, and keep the focus.
 let shown = "";
-function showSongs(songs, adaptation) {
+function showSongs(songs, adaptation, learned) {
   const now = JSON.stringify([songs, isAdapting(adaptation)]);
   if (now === shown) return;
   shown = now;
   const focused = document.activeElement?.id;
-  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation)));
+  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation, learned)));
   if (focused && document.activeElement === document.body) $(focused)?.focus();
 }
 
@@ -82,10 +87,11 @@ async function refresh() {
     const state = await get("/state").catch((error) => { $("error").textContent = error.message; });
     if (me !== running) return;
     if (state) {
-      const { songs, adaptation, practised } = state;
-      showSongs(songs, adaptation);
+      const { songs, adaptation, learned, practised } = state;
+      $("how").hidden = learned.length === 1;
+      showSongs(songs, adaptation, learned);
       showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
-      const annotated = songs.some(({ drawn }) => drawn.length === 2);
+      const annotated = songs.some(({ drawn }) => learned.every((dimension) => drawn.includes(dimension)));
       const done = {
         "step-practice": practised,
         "step-annotate": annotated,
@@ -104,8 +110,8 @@ async function refresh() {
 let skipped = false;
 $("skip").addEventListener("click", () => { skipped = true; refresh(); });
 $("practise").addEventListener("click", async () => {
-  const { songs } = await get("/state");
-  location.href = `${base}/annotate/${songs[0].number}?practice=1&draw=${howToDraw() ? "arousal" : "both"}`;
+  const { songs, learned } = await get("/state");
+  location.href = `${base}/annotate/${songs[0].number}?practice=1&draw=${toDraw([], learned)}`;
 });
 const howToDraw = () => document.querySelector('input[name="draw"]:checked').value === "one";
 
