@@ -134,8 +134,18 @@ def _read_dimensions(names: Any) -> tuple[str, ...]:
     return found
 
 
-def _read_seen(values: dict[str, str]) -> Seen:
-    return Seen(**{name: tuple(str.split(digests)) for name, digests in values.items()})
+def _read_seen(values: Any) -> Seen:
+    fields = from_plain(_SeenLines, values)
+    return Seen(**{name: tuple(digests.split()) for name, digests in vars(fields).items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _SeenLines:
+    """As in the file: digests with spaces between them."""
+
+    songs: str = ""
+    sounds: str = ""
+    people: str = ""
 
 
 class DamagedCheckpoint(UsageError):
