@@ -40,7 +40,7 @@ def test_a_prepared_corpus_and_a_run_on_it(before):
         return named
 
     ours, theirs = by_name(evaluation.rows), by_name(json.loads((before / "scores.json").read_text()))  # fmt: skip
-    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if name[0] in {method for method, *_ in theirs}} == theirs.keys()
     for name, row in theirs.items():
         # CCC and PCC of a nearly constant curve magnify float32's rounding.
         np.testing.assert_allclose([ours[name][x] for x in COLUMNS], [row[x] for x in COLUMNS], atol=1e-3)  # fmt: skip
