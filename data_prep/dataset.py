@@ -153,6 +153,9 @@ def fingerprint(songs: Iterable[Song], digests: Mapping[str, str]) -> str:
             digest.update(rating.annotator_id.encode())
             digest.update(rating.arousal.astype("<f4").tobytes())
             digest.update(rating.valence.astype("<f4").tobytes())
+        kept = {rating.annotator_id for rating in song.ratings}
+        for left_out in sorted(set(song.raters) - kept):  # their song has a mean that they are in
+            digest.update(f"|{left_out}".encode())
     return digest.hexdigest()[:12]
 
 

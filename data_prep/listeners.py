@@ -31,6 +31,9 @@ DRAWS = 20
 FEW = 10
 """With fewer people an interval over them is not to be trusted."""
 
+_TELLS_APART = 1e9
+"""Condition of the three equations; beyond it two of them say the same."""
+
 RESAMPLES = 1999
 LEVEL = 0.95
 
@@ -113,7 +116,8 @@ def variance_components(
       value: `[k]`, NaN where there is none.
 
     Returns:
-      `song`, `person`, `rest`; None with fewer than three people or songs, or where nobody rated two songs.
+      `song`, `person`, `rest`; None with fewer than three people or songs, or where they cannot be told apart without some one
+      of them: nobody else rated two songs, or no other song has two raters.
     """
     there = np.isfinite(value)
     (people, person), (songs, song) = (np.unique(x[there], return_inverse=True) for x in (person, song))  # fmt: skip
@@ -124,6 +128,8 @@ def variance_components(
     values[person, song] = value[there] - value[there].mean()
     whole, without_person = _henderson(rated, values)
     _, without_song = _henderson(rated.T, values.T)
+    if not np.isfinite([*whole, *without_person.ravel(), *without_song.ravel()]).all():
+        return None
     variance = _jackknife(without_person) + _jackknife(without_song[:, [1, 0, 2]])
     estimates = zip(whole, np.sqrt(variance), strict=True)
     wide = stats.t.ppf(0.5 + LEVEL / 2, min(len(people), len(songs)) - 1)
@@ -148,7 +154,7 @@ def _henderson(rated: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
     """Variances of rows, columns and rest, from a table `[r, c]` in which `rated` says what is there.
 
     Returns:
-      `[3]` of the whole table, and `[r, 3]` with each row left out.
+      `[3]` of the whole table, and `[r, 3]` with each row left out; NaN where they cannot be told apart.
     """
     of_row, of_column = rated.sum(axis=1), rated.sum(axis=0)
     row_sum, column_sum = values.sum(axis=1), values.sum(axis=0)
@@ -171,7 +177,9 @@ def _henderson(rated: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
             np.stack([count - of_rows, count - of_columns, count - one], axis=-1),
         ], axis=-2)  # fmt: skip
         found = np.stack([row - mean, column - mean, square - mean], axis=-1)
-        return np.linalg.solve(expected, found[..., None])[..., 0]
+        apart = np.linalg.cond(expected) < _TELLS_APART
+        safe = np.where(apart[..., None, None], expected, np.eye(3))
+        return np.where(apart[..., None], np.linalg.solve(safe, found[..., None])[..., 0], np.nan)
 
     count, rows, row_counts = of_row.sum(), np.asarray(len(of_row), float), np.square(of_row).sum()
     whole = estimate(count, squares.sum(), row_sum.sum(), row_term.sum(), rows, row_counts, of_column, column_sum)  # fmt: skip

@@ -34,7 +34,7 @@ def cronbach_alpha(traces: np.ndarray) -> float:
       traces: `[k, n]` of one song, NaN where missing.
 
     Returns:
-      at most 1; NaN for fewer than two raters that share :data:`MIN_COMMON_STEPS` with another, or where nothing moves.
+      at most 1 (with gaps a little more can come out); NaN for fewer than two raters that share :data:`MIN_COMMON_STEPS` with another, or where nothing moves.
     """
     count, covariance, _ = _pairs(traces)
     shares = (count >= MIN_COMMON_STEPS) & ~np.eye(len(traces), dtype=bool)

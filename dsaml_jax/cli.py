@@ -239,7 +239,7 @@ def _add_train(add: Add) -> None:
     train.add_argument("--task", choices=("pdmer", "dmer"),
                        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")  # fmt: skip
     train.add_argument("--protocol", choices=("clean", "reference"),
-                       help="clean: hold out people and songs (default)\nreference: as published, hold out songs alone; people with more than 15 songs with --preset reference")  # fmt: skip
+                       help="clean: hold out people and songs (default)\nreference: as published, hold out songs alone; DMER then learns the corpus's own mean curves.\nPDMER takes people with more than 15 songs with --preset reference")  # fmt: skip
     _add_folds(train)
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")

@@ -51,37 +51,58 @@ def _digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
-def require_unseen(
-    trained_on: str, seen: Seen, corpus: Corpus, fold: Fold, whose: str, *, allow: bool = False
-) -> int:
-    """Refuses a model that has seen what is held out here, under this name or another.
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Of what is held out here, how much a model has seen; None where nobody wrote it down."""
 
-    A model of the same state of the corpus is not looked at: by its fold it has seen nothing.
+    songs: int | None = 0
+    people: int | None = 0
+
+    def line(self) -> str:
+        """For people; empty where nothing was seen."""
+        if self.songs is None:
+            return "what the model was trained on is not known: songs and people here may have been seen"
+        if not self.songs and not self.people:
+            return ""
+        return f"judged also by what was trained on: {self.songs} of the test songs, {self.people} of the test people"
+
+
+def require_unseen(
+    trained_on: str,
+    seen: Seen,
+    own: Fold,
+    corpus: Corpus,
+    fold: Fold,
+    whose: str,
+    *,
+    allow: bool = False,
+) -> Overlap:
+    """Refuses a model that has seen what is held out here, under this name or another.
 
     Args:
       trained_on: :func:`dsaml_jax.corpus.identity` of what the model was trained on.
       seen: of it.
+      own: who was held out there. On the same state of the corpus and the same fold nothing has been seen.
       corpus: what it is to be used on.
       fold: who is held out here.
       whose: the model, for the message.
-      allow: say nothing.
-
-    Returns:
-      how many test songs it has seen.
+      allow: count, and refuse nothing.
 
     Raises:
       UsageError: test songs, by their sound or, in a corpus of the same name, by their id; or there also test people.
     """
     here = identity(corpus)
-    if trained_on == here:
-        return 0
+    if trained_on == here and own == fold:
+        return Overlap()
     name, *_ = trained_on.split("/")
     related = name == corpus.name
-    if related and seen == Seen() and not allow:
-        raise UsageError(
-            f"{whose} was trained on another {name} ({trained_on}) than this ({here}); "
-            "what is held out here may have been seen in training"
-        )
+    if seen == Seen():
+        if related and not allow:
+            raise UsageError(
+                f"{whose} was trained on another {name} ({trained_on}; {own}) than this ({here}; {fold}); "
+                "what is held out here may have been seen in training"
+            )
+        return Overlap(None, None)
     test = held_out(corpus, fold)["test"]
     heard, known, met = set(seen.sounds), set(seen.songs), set(seen.people)
     songs = [
@@ -90,10 +111,11 @@ def require_unseen(
         if corpus.sounds[song] in heard or (related and _digest(corpus.song_ids[song]) in known)
     ]
     people = {corpus.annotator_ids[person] for person in corpus.rating_annotator[test.ratings]}
-    strangers = fold.everyone or not related or met.isdisjoint(map(_digest, people))
-    if (songs or not strangers) and not allow:
-        what = f"{len(songs)} of the {len(test.songs)} test songs here (one is {songs[0]})" if songs else "people of the test part here"  # fmt: skip
+    strangers = fold.everyone or not related
+    friends = [] if strangers else [who for who in people if _digest(who) in met]
+    if (songs or friends) and not allow:
+        what = f"{len(songs)} of the {len(test.songs)} test songs here (one is {songs[0]})" if songs else f"{len(friends)} of the {len(people)} test people here"  # fmt: skip
         raise UsageError(
-            f"{whose}, trained on {trained_on}, has seen {what}; --seen-songs judges it all the same"
+            f"{whose}, trained on {trained_on} ({own}), has seen {what}; --seen-songs judges it all the same"
         )
-    return len(songs)
+    return Overlap(len(songs), len(friends))

@@ -222,10 +222,11 @@ def evaluation_tasks(
     support_songs: int = 1,
     most: int | None = None,
     others: Mapping[int, np.ndarray] | None = None,
+    recording: np.ndarray | None = None,
 ) -> TaskBatch:
     """For every annotator, `supports` tasks that each adapt on other songs of theirs.
 
-    The query is all the songs of the pool that are not the support. Of a long support song up to
+    The query is all the songs of the pool whose recording is not in the support. Of a long support song up to
     :data:`SUPPORT_WINDOWS` windows are used, evenly spread.
 
     Args:
@@ -235,7 +236,9 @@ def evaluation_tasks(
       support_songs: `S`.
       most: cap on the tasks in all, evenly spread.
       others: annotator -> ratings that may be adapted to but are not asked about; they are taken first.
+      recording: `[N]` a number for what each song of the corpus is a recording of; None: each of its own.
     """
+    heard = pool.songs if recording is None else recording[pool.songs]  # [R]
     keys = uniform_stream(0, 2**31).random(pool.ratings.shape)
     keys[pool.ratings < 0] = 2.0
     shuffled = np.take_along_axis(pool.ratings, np.argsort(keys, axis=1, kind="stable"), 1)
@@ -247,7 +250,7 @@ def evaluation_tasks(
         for i in range(min(supports, len(line))):
             rolled = np.roll(line, -i)
             support, rest = rolled[:support_songs], rolled[support_songs:]
-            query = rest[np.isin(rest, asked)]
+            query = rest[np.isin(rest, asked) & ~np.isin(heard[rest], heard[support])]
             if len(query):
                 chosen.append((person, support, query))
     if most is not None and len(chosen) > most:

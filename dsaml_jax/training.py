@@ -357,19 +357,15 @@ def _initial_state(
                 f"{config.training.init_from}: trained on {source.info.features.name}, "
                 f"the data has {corpus.features.name}"
             )
-        require_unseen(
-            source.info.data,
-            source.info.seen,
-            corpus,
-            fold_of(config.training),
-            config.training.init_from,
-        )
         theirs, ours = fold_of(source.info.config.training), fold_of(config.training)
         if source.info.data == identity(corpus) and theirs != ours:
             raise UsageError(
                 f"{config.training.init_from} was trained by {theirs}, this run is {ours}: "
                 "who is held out here may have been seen there"
             )
+        require_unseen(
+            source.info.data, source.info.seen, theirs, corpus, ours, config.training.init_from
+        )
     else:
         variables = jax.jit(lambda key: checkpoints.initial_variables(model, corpus.features, key))(
             key

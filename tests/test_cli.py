@@ -169,7 +169,8 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     assert set(facts["chosen_on_validation"]) == {"MAML + offset"}
     assert "of the songs, and counts as one" in said
     (kept,) = (work / "evaluations").iterdir()
-    assert kept.name.startswith(f"{protocol}-synthetic")
+    assert kept.name.startswith(f"{protocol}-step") and "synthetic" in kept.name
+    assert facts["seen_in_training"] == {"model": {"songs": 0, "people": 0}}
     for name in ("results.json", "per_song.csv"):
         assert (kept / name).read_bytes() == (work / name).read_bytes()
 

@@ -229,7 +229,9 @@ def test_strength_is_the_share_of_the_way(small_data, small_run):
 def test_another_evaluation_overwrites_the_latest_alone(tmp_path):
     def made(protocol, corpus, score):
         columns = {"arousal_rmse": {"mean": score, "sd": 0.0}}
-        return Evaluation(protocol, "pdmer", [], {"x": columns}, {"judged_on": corpus})
+        return Evaluation(
+            protocol, "pdmer", [], {"x": columns}, {"judged_on": corpus, "checkpoint_step": 7}
+        )
 
     asked = [
         ("clean", "deam/tiny/1", 0.1),

@@ -126,6 +126,16 @@ def test_too_little_for_components():
     )
 
 
+@pytest.mark.parametrize("bridge", ["person", "song"])
+def test_what_hangs_on_one_person_or_song_cannot_be_told_apart(bridge):
+    """Somebody rated everything and the others one song each; or one song has everybody, and the others one."""
+    one = np.concatenate([np.zeros(12, int), np.arange(1, 13)])
+    other = np.concatenate([np.arange(12), np.arange(12)])
+    value = np.random.RandomState(0).randn(24)
+    pair = (one, other) if bridge == "person" else (other, one)
+    assert variance_components(*pair, value) is None
+
+
 # ---- The residuals of a person.
 
 

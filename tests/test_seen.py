@@ -18,8 +18,8 @@ from data_prep.shards import find_dataset, read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.checkpoints import load_model, read_run_info
 from dsaml_jax.corpus import OWN_SPLIT, Fold, held_out
-from dsaml_jax.evaluation import evaluate
-from dsaml_jax.seen import Seen, require_unseen
+from dsaml_jax.evaluation import evaluate, listener_trial
+from dsaml_jax.seen import Overlap, Seen, require_unseen
 from tests.test_listeners import song
 
 
@@ -55,6 +55,25 @@ def test_folds_keep_copies_together(small_data, fold):
     heard = [{sounds[number] for number in part.songs} for part in parts.values()]
     assert sum(map(len, heard)) == halves == len(set.union(*heard))
     assert sum(len(part.songs) for part in parts.values()) == len(corpus.song_ids)
+
+
+def test_a_copy_of_the_support_song_is_not_asked_about(small_data):
+    corpus = read_corpus(small_data[1])
+    tests = held_out(corpus)["test"].songs
+    sounds = list(corpus.sounds)
+    sounds[tests[1]] = sounds[tests[0]]
+    pairs = {tuple(tests[:2]), tuple(tests[1::-1])}
+
+    def asked(corpus):
+        tasks = listener_trial(corpus, "test").listeners
+        rows = zip(tasks.support_song, tasks.query, tasks.query_song, strict=True)
+        return {
+            (a, b) for support, query, songs in rows for a in support for b in songs[query >= 0]
+        }
+
+    assert asked(corpus) & pairs
+    copied = asked(dataclasses.replace(corpus, sounds=tuple(sounds)))
+    assert copied == asked(corpus) - pairs
 
 
 def test_the_card_names_copies(tmp_path):
@@ -100,7 +119,7 @@ def test_training_songs_under_other_names_are_no_test(small_data, small_run):
     corpus, run = read_corpus(small_data[1]), load_model(small_run)
     same = other_names(corpus, corpus.split)
     info = run.info
-    assert require_unseen(info.data, info.seen, same, OWN_SPLIT, "it") == 0
+    assert require_unseen(info.data, info.seen, OWN_SPLIT, same, OWN_SPLIT, "it") == Overlap(0, 0)
     swapped = np.where(
         corpus.split == "test", "train", np.where(corpus.split == "train", "test", corpus.split)
     )
@@ -110,19 +129,30 @@ def test_training_songs_under_other_names_are_no_test(small_data, small_run):
         UsageError, match=f"has seen {count} of the {count} test songs.*--seen-songs"
     ):
         evaluate(run, seen)
-    assert require_unseen(info.data, info.seen, seen, OWN_SPLIT, "it", allow=True) == count
+    assert require_unseen(
+        info.data, info.seen, OWN_SPLIT, seen, OWN_SPLIT, "it", allow=True
+    ) == Overlap(count, 0)
 
 
 def test_a_corrected_label_is_another_state_that_the_model_may_be_judged_on(small_data, small_run):
     corpus, info = read_corpus(small_data[1]), read_run_info(small_run)
     corrected = dataclasses.replace(corpus, fingerprint="corrected")
-    assert require_unseen(info.data, info.seen, corrected, OWN_SPLIT, "it") == 0
+    assert require_unseen(info.data, info.seen, OWN_SPLIT, corrected, OWN_SPLIT, "it") == Overlap(
+        0, 0
+    )
     # ... unless somebody else is held out in it.
     with pytest.raises(UsageError, match="has seen"):
-        require_unseen(info.data, info.seen, corrected, Fold(4, 0, 1), "it")
+        require_unseen(info.data, info.seen, OWN_SPLIT, corrected, Fold(4, 0, 1), "it")
     # A run of before this was written down cannot know.
     with pytest.raises(UsageError, match="may have been seen in training"):
-        require_unseen(info.data, Seen(), corrected, OWN_SPLIT, "it")
+        require_unseen(info.data, Seen(), OWN_SPLIT, corrected, OWN_SPLIT, "it")
+    unknown = require_unseen(info.data, Seen(), OWN_SPLIT, corrected, OWN_SPLIT, "it", allow=True)
+    assert unknown == Overlap(None, None) and "not known" in unknown.line()
+    # The same state of the corpus by another fold is no reason to trust a model either.
+    with pytest.raises(UsageError, match="has seen"):
+        require_unseen(info.data, info.seen, OWN_SPLIT, corpus, Fold(4, 0, 1), "it")
+    both = require_unseen(info.data, info.seen, OWN_SPLIT, corpus, Fold(4, 0, 1), "it", allow=True)
+    assert both.songs > 0 and both.people > 0 and f"{both.people} of the test people" in both.line()
 
 
 def test_runs_of_before_are_read(small_run, tmp_path):

@@ -22,11 +22,17 @@ _RATES = {
     "all": (0.003,),
 }
 FINE_TUNING: tuple[Settings, ...] = tuple(
-    ("meta.strength=1", f"meta.adapts={adapts}", f"meta.learning_rate={rate}")
+    (
+        "meta.algorithm=meta-sgd",
+        "meta.strength=1",
+        f"meta.adapts={adapts}",
+        f"meta.learning_rate={rate}",
+    )
     for adapts, rates in _RATES.items()
     for rate in rates
 )
-"""What a DMER model that is merely fine-tuned, by the inner steps of the other models, may adapt, and how fast."""
+"""What a DMER model that is merely fine-tuned may adapt, and how fast, by as many steps as the other models. It has no learned
+rates, so that Meta-SGD's steps are those of gradient descent, with a rate that costs no compilation."""
 
 STRENGTHS: tuple[Settings, ...] = tuple(
     (f"meta.strength={tenths / 10:g}",) for tenths in (0, 2, 4, 6, 8, 10)
@@ -46,7 +52,7 @@ def share_of(chosen: Settings) -> float:
 def best_of(
     choices: Sequence[Settings], trial: Trial, predict: Callable[[Settings], np.ndarray]
 ) -> Settings:
-    """The choice with the best score of the loss; people count the same.
+    """The choice with the best score of the loss; people count the same. One that diverges is not chosen.
 
     Args:
       choices: to choose from; of equal ones the first.
@@ -54,4 +60,11 @@ def best_of(
       predict: curves `[..., n, 2]` of the trial by a choice.
     """
     units = trial.units()
-    return max(choices, key=lambda one: mean_scores(predict(one), trial.truth, units)["score"])
+
+    def score(one: Settings) -> float:
+        predicted = predict(one)
+        if not np.isfinite(predicted[np.isfinite(trial.truth)]).all():
+            return -np.inf
+        return mean_scores(predicted, trial.truth, units)["score"]
+
+    return max(choices, key=score)

@@ -36,7 +36,7 @@ from dsaml_jax.evaluation.methods import (
 from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, scores, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
-from dsaml_jax.seen import require_unseen
+from dsaml_jax.seen import Overlap, require_unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,10 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """Of the folder that it is kept in: what was asked, by what protocol."""
-        return f"{self.protocol}-{self.facts['judged_on']}".replace("/", "-")
+        """Of the folder that it is kept in: by what protocol, which checkpoint, on what, beside what."""
+        parts = [self.protocol, f"step{self.facts['checkpoint_step']}", self.facts["judged_on"]]
+        parts += ["with-dmer"] if any(method.startswith("DMER") for method in self.summary) and self.task == "pdmer" else []  # fmt: skip
+        return "-".join(parts).replace("/", "-")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -112,41 +114,46 @@ def evaluate(
     Raises:
       UsageError: no test songs or annotators, or features that do not fit.
     """
-    seen = max(
-        require_fitting_data(model, corpus, fold_of(run.info.config.training), seen_songs)
-        for model in (run, dmer)
-        if model is not None
-    )
+    console = console or Console(quiet=True)
+    fold = fold_of(run.info.config.training)
     if dmer is not None and dmer.info.data == run.info.data:
-        mine, its = (fold_of(model.info.config.training) for model in (run, dmer))
-        if mine != its:
-            raise UsageError(f"the run is of {mine}, the DMER run of {its}; take one of the same")
+        its = fold_of(dmer.info.config.training)
+        if fold != its:
+            raise UsageError(f"the run is of {fold}, the DMER run of {its}; take one of the same")
+    seen: dict[str, Any] = {}
+    for name, model in (("model", run), ("DMER model", dmer)):
+        if model is not None:
+            overlap = require_fitting_data(model, corpus, fold, seen_songs)
+            seen[name] = dataclasses.asdict(overlap)
+            if overlap.line():
+                console.say(f"{name}: {overlap.line()}")
     trained = run.info.config.training.protocol
     protocol = protocol or trained
     if run.info.config.training.task == "dmer":
-        if protocol != trained:
+        if protocol not in ("clean", trained):
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
-        trial = agreed_trial(corpus, "test", fold=fold_of(run.info.config.training))
+        trial = agreed_trial(corpus, "test", fold=fold)
         predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
-        facts = {"songs": len(trial.songs), "songs_seen": seen, "checkpoint_step": run.step}
+        facts = {"songs": len(trial.songs), "seen_in_training": seen, "checkpoint_step": run.step}
         return _tabulate(run, "clean", trial, predicted, facts), None
     if protocol == "clean" and trained == "reference":
         raise UsageError(
             "the run was trained as published, with nobody held out: --protocol clean has no unseen people"
         )
-    return _evaluate_pdmer(run, corpus, protocol, dmer, seen, console or Console(quiet=True))
+    return _evaluate_pdmer(run, corpus, protocol, dmer, seen, console)
 
 
 def require_fitting_data(
     model: LoadedModel, corpus: Corpus, fold: Fold, seen_songs: bool = False
-) -> int:
-    """Other features cannot be read, and what was trained on is no test; returns how many test songs were."""
+) -> Overlap:
+    """Other features cannot be read, and what was trained on is no test."""
     if model.info.features != corpus.features:
         raise UsageError(
             f"the model reads {model.info.features.name}; the data has {corpus.features.name}"
         )
     info = model.info
-    return require_unseen(info.data, info.seen, corpus, fold, "the model", allow=seen_songs)
+    own = fold_of(info.config.training)
+    return require_unseen(info.data, info.seen, own, corpus, fold, "the model", allow=seen_songs)
 
 
 def _unadapted(trial: Trial, run: LoadedModel) -> np.ndarray:
@@ -158,7 +165,7 @@ def _evaluate_pdmer(
     corpus: Corpus,
     protocol: Protocol,
     dmer: LoadedModel | None,
-    seen: int,
+    seen: dict[str, Any],
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config.meta
@@ -179,18 +186,20 @@ def _evaluate_pdmer(
         curves = curves_of_songs(trial, dmer.model, dmer.variables)
         predicted["DMER"] = curves.of(trial.song)
         predicted["DMER + affine"] = calibrated(trial, curves)
-        predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
+        if choose.has_people:
+            predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
         predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
     curves = curves_of_songs(trial, run.model, run.variables)
     predicted["MAML unadapted"] = curves.of(trial.song)
-    predicted["MAML + offset"] = with_offset(trial, curves, choose.share("MAML", run))
+    if choose.has_people:
+        predicted["MAML + offset"] = with_offset(trial, curves, choose.share("MAML", run))
     predicted["MAML adapted"] = after_adapting(run, config)
     facts = {
         "annotators": trial.judging.people,
         "largest_share_of_one_annotator": trial.judging.largest_share,
         "annotators_left_out": dict(trial.judging.left_out),
         "songs": len(trial.asked),
-        "songs_seen": seen,
+        "seen_in_training": seen,
         "tasks": len(tasks.annotator),
         "inner_steps": config.steps,
         "checkpoint_step": run.step,
@@ -214,11 +223,15 @@ class _Chooser:
         except UsageError as error:
             console.say(f"nothing is chosen for the baselines: {error}")
 
+    @property
+    def has_people(self) -> bool:
+        """Whether anybody can be asked."""
+        return self._trial is not None
+
     def share(self, name: str, loaded: LoadedModel) -> float:
-        """Of the mean error on the support songs; none of it where nobody can be asked."""
+        """Of the mean error on the support songs."""
         trial = self._trial
-        if trial is None:
-            return 0.0
+        assert trial is not None
         curves = curves_of_songs(trial, loaded.model, loaded.variables)
         best = best_of(OFFSETS, trial, lambda one: with_offset(trial, curves, share_of(one)))
         self.chosen[f"{name} + offset"] = " ".join(best)

@@ -51,9 +51,9 @@ def others(trial: Trial, share: float) -> np.ndarray:
     """The mean of a song's other raters, moved by a share of what the listener differed from it on the support songs.
 
     What a perfect model of everybody would say, and the most that an offset can add: a ceiling, no model, since it
-    reads what is to be judged by. Where nobody else drew, the corpus's own mean curve.
+    reads the answers of others. Where nobody else drew, the mean of the labels of training.
     """
-    mean = _OthersMean(trial.corpus, trial.shape[0])
+    mean = _OthersMean(trial.corpus, trial.shape[0], trial.constant)
     query = np.stack([mean.of(rating) for rating in trial.listeners.query.reshape(-1).tolist()])
     support = np.stack([mean.of(rating) for rating in trial.support_ratings.reshape(-1).tolist()])
     on_support = support.reshape(trial.support_truth.shape)
@@ -63,8 +63,8 @@ def others(trial: Trial, share: float) -> np.ndarray:
 class _OthersMean:
     """Mean curves of all raters of a song but one."""
 
-    def __init__(self, corpus: Corpus, length: int) -> None:
-        self._corpus, self._length = corpus, length
+    def __init__(self, corpus: Corpus, length: int, otherwise: np.ndarray) -> None:
+        self._corpus, self._length, self._otherwise = corpus, length, otherwise
         steps = corpus.song_steps[corpus.rating_song]
         offset = np.concatenate([np.arange(count) for count in steps])
         drawn = corpus.ratings[np.repeat(corpus.rating_first, steps) + offset]
@@ -85,9 +85,7 @@ class _OthersMean:
         mine = corpus.ratings[corpus.rating_first[rating] : corpus.rating_first[rating] + steps]
         count = self._count[here] - np.isfinite(mine)
         total = self._total[here] - np.where(np.isfinite(mine), mine, 0.0)
-        curve[:steps] = np.where(
-            count > 0, total / np.maximum(count, 1), np.nan_to_num(corpus.mean[here])
-        )
+        curve[:steps] = np.where(count > 0, total / np.maximum(count, 1), self._otherwise)
         return curve
 
 

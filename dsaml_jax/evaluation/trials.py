@@ -20,6 +20,7 @@ from dsaml_jax.corpus import (
     held_out,
     labelled_windows,
     pool_of,
+    recordings,
     to_device,
 )
 from dsaml_jax.errors import UsageError
@@ -324,8 +325,9 @@ def listener_judging(
         }
         pool = pool.only(enough)
         tasks = evaluation_tasks(
-            pool, supports=supports, support_songs=shots, most=most, others=others
-        )
+            pool, supports=supports, support_songs=shots, most=most, others=others,
+            recording=recordings(corpus),
+        )  # fmt: skip
     else:
         left_out = {}
         tasks = same_song_tasks(pool, most=most)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from data_prep.base import replacing
+from dsaml_jax.evaluation.scores import METRICS
 from dsaml_jax.evaluation.trials import Protocol
 from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.figures import draw
@@ -63,7 +64,10 @@ def _of_protocol(outcome: Outcome) -> list[str]:
     lines = [f"## {'Scores' if unit == 'song' else PROTOCOLS[outcome.protocol]}", ""]
     lines += [to_markdown(scores_table(outcome)), ""]
     spread = f", then mean ± standard deviation over {seeds} seeds of training" if seeds > 1 else ""
-    lines += [f"Mean over {unit}s, each the mean of their curves{spread}.", ""]
+    lines += [
+        f"Mean over {unit}s, each the mean of {'their songs' if unit == 'annotator' else 'its curves'}{spread}.",
+        "",
+    ]
     random = " and ".join([*(["annotators"] if unit == "annotator" else []), "songs", *(["seeds"] if seeds > 1 else [])])  # fmt: skip
     units = len(unit_scores(next(iter(outcome.judged.values())), "rmse", unit))
     if units < FEW:
@@ -73,7 +77,7 @@ def _of_protocol(outcome: Outcome) -> list[str]:
         lines += [to_markdown(differences_table(outcome, compared)), ""]
         lines += [
             f"Of each metric the {averaged(outcome)}; differences paired by {unit}. 95 % intervals by the bootstrap over {random}. "
-            f"Bold: the first is better, and would be in 95 of 100 studies in all {len(compared)} rows at once (Bonferroni).",
+            f"Bold: the first is better, and surely so in all rows and metrics at once (Bonferroni, {len(compared) * len(METRICS)} comparisons).",
             "",
         ]
     chosen = {

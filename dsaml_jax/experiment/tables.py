@@ -141,7 +141,7 @@ def scores_table(outcome: Outcome) -> Table:
 
 
 def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) -> Table:
-    """Paired differences with their intervals; marked where the first is better, all rows taken together."""
+    """Paired differences with their intervals; marked where the first is better, all rows and metrics taken together."""
     unit = unit_of(outcome)
     header = ["method"]
     for metric in METRICS:
@@ -150,7 +150,9 @@ def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) ->
     for number, (name, (ours, theirs)) in enumerate(compared.items()):
         cells = [name]
         for metric in METRICS:
-            one = difference(outcome, metric, ours, theirs, comparisons=len(compared))
+            one = difference(
+                outcome, metric, ours, theirs, comparisons=len(compared) * len(METRICS)
+            )
             if one.verdict == "better":
                 marked.add((number, len(cells)))
             interval = f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}]"
