@@ -192,6 +192,12 @@ def test_an_experiment_judges_everybody_once(corpus, tmp_path):
         for fold in FOLDS[:2]
     ]
     assert whose == each[0] | each[1] and not each[0] & each[1]
+    facts = outcome.facts
+    assert (
+        facts["test annotators"] == str(len(whose))
+        and "counts as one" in facts["songs of an annotator"]
+    )
+    assert "fewer than 2 songs" in facts["left out"] or facts["left out"] == "nobody"
 
 
 # ---- One dimension alone.

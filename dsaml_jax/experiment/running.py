@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from dsaml_jax.evaluation import (
 )
 from dsaml_jax.evaluation.choosing import VALIDATION_SUPPORTS, Settings, best_of, share_of
 from dsaml_jax.evaluation.scores import scores
-from dsaml_jax.evaluation.trials import PartName, Protocol
+from dsaml_jax.evaluation.trials import Judging, PartName, Protocol
 from dsaml_jax.experiment.base import (
     Experiment,
     Judged,
@@ -235,6 +236,7 @@ class Runner:
             people = set().union(*(trial.listeners.annotator.tolist() for trial in trials))
             facts["test annotators"] = str(len(people))
             facts["tasks"] = str(sum(len(trial.listeners.annotator) for trial in trials))
+            facts |= _who([trial.judging for trial in trials])
         here = commit()
         if here:
             facts["commit"] = here
@@ -317,6 +319,20 @@ class Runner:
         if method.kind == "offset":
             return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)
+
+
+def _who(judgings: Sequence[Judging]) -> dict[str, str]:
+    """How evenly the judged people have songs, and who is not judged, in all folds."""
+    songs = [count for judging in judgings for count in judging.songs_of_person]
+    left_out: Counter[str] = Counter()
+    for judging in judgings:
+        left_out.update(judging.left_out)
+    return {
+        "songs of an annotator": f"{min(songs)} to {max(songs)} (median {np.median(songs):g}); the one with most has "
+        f"{max(songs) / sum(songs):.0%} of all, and counts as one",
+        "left out": "; ".join(f"{count}: {why}" for why, count in left_out.items() if count)
+        or "nobody",
+    }
 
 
 def _whole(config: RunConfig, steps: float) -> int:
