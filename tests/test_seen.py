@@ -42,7 +42,7 @@ def test_copies_are_dealt_to_one_part(official):
     if official:
         assert {name for name, part in dealt.items() if part == "test"} == {"s1", "s21", "s41"}
     alone = [dataclasses.replace(x, split=None) for x in songs]
-    assert deal_splits(alone) == deal_splits(alone, {})
+    assert [x.split for x in deal_splits(alone)] == [x.split for x in deal_splits(alone, {})]
 
 
 @pytest.mark.parametrize("fold", [OWN_SPLIT, *(Fold(4, 0, number) for number in range(4))])
