@@ -195,6 +195,13 @@ def _listeners(listeners: dict[str, Any]) -> str:
             rows.append((f"{trait}: variance of {part}", *cells))
         cells = (_with_interval(x[trait]["icc"]) for x in both.values())
         rows.append((f"{trait}: intraclass correlation of a person's residuals", *cells))
+    if all("typical_sd" in x for x in both.values()):
+        rows.append(
+            (
+                "movement: median sd of a trace that moves",
+                *(_show(x["typical_sd"]) for x in both.values()),
+            )
+        )
     text = [
         "### How personal the listeners are",
         "Level: mean of a trace over time. Movement: log of its standard deviation. Residual: the difference from the song's other raters. Brackets: 95 % "

@@ -297,7 +297,7 @@ def describe_listeners(songs: Sequence[Song]) -> dict[str, Any] | None:
 
     Returns:
       for each dimension that ratings share, `people`, `ratings`, `level` and `movement` (each `components`, and `icc` of
-      the residual), `ceiling`; and `correlation` of the mean residuals in the two, of people with enough songs for
+      the residual), `typical_sd` of a trace over time, `ceiling`; and `correlation` of the mean residuals in the two, of people with enough songs for
       both ceilings. None where no song has two raters.
     """
     found: dict[str, Any] = {}
@@ -312,6 +312,7 @@ def describe_listeners(songs: Sequence[Song]) -> dict[str, Any] | None:
             "ratings": len(traces.person),
             "level": _trait(traces, traces.level, traces.residual),
             "movement": _trait(traces, traces.movement, movement),
+            "typical_sd": _median_sd(traces.movement),
             "ceiling": ceiling(traces),
         }
         means.append(_mean_residuals(traces))
@@ -327,6 +328,12 @@ def _from_the_others(song: np.ndarray, value: np.ndarray) -> np.ndarray:
     others = np.bincount(song, there)[song] - 1
     total = np.bincount(song, np.where(there, value, 0.0))[song]
     return np.where(there & (others > 0), value - (total - value) / np.maximum(others, 1), np.nan)
+
+
+def _median_sd(movement: np.ndarray) -> float | None:
+    """Of the traces that move, the median standard deviation over time."""
+    moving = movement[np.isfinite(movement)]
+    return float(np.exp(np.median(moving))) if len(moving) else None
 
 
 def _trait(traces: Traces, value: np.ndarray, residual: np.ndarray) -> dict[str, Any]:
