@@ -355,6 +355,7 @@ def averaged(corpus):
     return dataclasses.replace(
         corpus,
         annotator_ids=(),
+        raters=np.zeros_like(corpus.raters),
         rating_song=np.zeros(0, np.int32),
         rating_annotator=np.zeros(0, np.int32),
         rating_first=np.zeros(0, np.int32),
