@@ -4,7 +4,9 @@ A task is an annotator; they are drawn by their number of songs to a power: 0, e
 to their ratings. Same DMER model, same folds, same number of meta-steps.
 
 Command: `python experiments/drawing_people.py --data DATA --out OUT` (DATA: DEAM, prepared).
-Result: not yet measured; it goes to `experiments/results/drawing_people.md`.
+Result (`experiments/results/drawing_people.md`, 200 and 100 steps, 74 people): no interval excludes zero. In proportion to their ratings RMSE is 0.015
+  [-0.037, +0.009] and 0.007 lower, PCC 0.04 and 0.03 lower. Everybody alike stays the default.
+Time: 10 minutes on two cores that did other work beside it.
 """
 
 from __future__ import annotations

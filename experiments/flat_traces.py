@@ -6,7 +6,10 @@ twice: on all that the unseen people drew, and on what moves of it.
 
 Command: `python experiments/flat_traces.py --kept KEPT --dropped DROPPED --out OUT`, after
   `dsaml prepare deam ... --out KEPT --flat keep` and `... --out DROPPED --flat drop`.
-Result: not yet measured; it goes to `experiments/results/flat_traces.md`.
+Result (`experiments/results/flat_traces.md`, 200 and 100 steps, 74 people): no interval excludes zero, in any column, by either truth. So nothing is
+  thrown away: `keep` is the default. Without personalising the two are within 0.003 RMSE; adapted, arousal is 0.018 [-0.006, +0.041] worse in RMSE and
+  0.022 [-0.017, +0.053] better in CCC by keeping.
+Time: 15 minutes on two cores that did other work beside it.
 """
 
 from __future__ import annotations
