@@ -69,7 +69,7 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         axes = figure.subplots(len(drawn), people, sharex=True, sharey="row", squeeze=False)
         time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
         for column, person in enumerate(shown.annotators):
-            set_name(axes[0, column], person, fontsize=9)
+            set_name(axes[0, column], _short(person), fontsize=9)
             axes[-1, column].set_xlabel("time [s]")
             for axis, row in zip(axes[:, column], drawn, strict=True):
                 for curves, color, label, width in (
@@ -87,6 +87,11 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         return figure
 
 
+def _short(name: str) -> str:
+    """That fits over a narrow panel: crowd workers' ids are long."""
+    return name if len(name) <= 14 else f"{name[:12]}…"
+
+
 def plane_paths(shown: ListenerCurves) -> Figure:
     """One plane per listener: the path they drew, and the model's before and after adapting."""
     people = len(shown.annotators)
@@ -96,7 +101,7 @@ def plane_paths(shown: ListenerCurves) -> Figure:
         for axis, person, *curves in zip(
             axes, shown.annotators, shown.truth, shown.unadapted, shown.adapted, strict=True
         ):
-            set_name(axis, person, fontsize=9)
+            set_name(axis, _short(person), fontsize=9)
             for curve, color, label in zip(
                 curves,
                 (TRUTH, UNADAPTED, ADAPTED),

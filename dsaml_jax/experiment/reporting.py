@@ -85,7 +85,8 @@ def _of_protocol(outcome: Outcome) -> list[str]:
         for name, judged in outcome.judged.items()
         if outcome.experiment.methods[name].choices
     }
-    lines += [f"- {name}: the validation part chose {'; '.join(settings)}" for name, settings in chosen.items()]  # fmt: skip
+    part = "the validation part of the first fold" if len(outcome.facts.get("held out", "").split(", ")) > 1 else "the validation part"  # fmt: skip
+    lines += [f"- {name}: {part} chose {'; '.join(settings)}" for name, settings in chosen.items()]  # fmt: skip
     return [*lines, ""] if chosen else lines
 
 
