@@ -24,6 +24,7 @@ from dsaml_jax.experiment.tables import (
     difference,
     differences_table,
     over_seeds,
+    over_songs,
     pairs,
     score_table,
     scores_table,
@@ -52,6 +53,7 @@ def test_a_person_counts_once_and_each_song_of_theirs_once():
     assert unit_scores([one], "valence_ccc", "annotator") == {"a": 2.0}
     mean, spread = over_seeds([one, two], "arousal_ccc", "annotator")
     assert mean == 6.5 and spread == pytest.approx(np.sqrt(0.5))  # of a sample of two
+    assert over_songs([one, two], "arousal_ccc", "annotator") == pytest.approx(16 / 3 + 0.5)
     names, table = score_table([one, two], "arousal_ccc", "annotator")
     assert names == ["a", "b"]
     np.testing.assert_array_equal(table[0], [[2.0, 6.0], [8.0, np.nan]])
@@ -171,7 +173,7 @@ def test_a_quick_experiment(quick):
     out, _ = quick
     folder = out / "pdmer"
     page = (folder / "table.md").read_text()
-    for word in ("MAML adapted", "DMER + affine", "reference settings", "random tasks", "seeds: 1",
+    for word in ("MAML adapted", "counts for more", "DMER + affine", "reference settings", "random tasks", "seeds: 1",
                  "the validation part chose", "Protocol reference", "--quick"):  # fmt: skip
         assert word in page
     for protocol in ("clean", "reference"):

@@ -18,6 +18,7 @@ from dsaml_jax.experiment.tables import (
     differences_table,
     pairs,
     scores_table,
+    songs_table,
     to_markdown,
     unit_of,
     unit_scores,
@@ -68,6 +69,9 @@ def _of_protocol(outcome: Outcome) -> list[str]:
         f"Mean over {unit}s, each the mean of {'their songs' if unit == 'annotator' else 'its curves'}{spread}.",
         "",
     ]
+    if unit == "annotator":
+        lines += ["Beside it, with every song of every annotator counting the same, so that who rated more counts for more:", ""]  # fmt: skip
+        lines += [to_markdown(songs_table(outcome)), ""]
     random = " and ".join([*(["annotators"] if unit == "annotator" else []), "songs", *(["seeds"] if seeds > 1 else [])])  # fmt: skip
     units = len(unit_scores(next(iter(outcome.judged.values())), "rmse", unit))
     if units < FEW:

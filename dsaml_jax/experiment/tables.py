@@ -44,6 +44,12 @@ def over_seeds(judged: Sequence[Judged], column: str, unit: str) -> tuple[float,
     return float(np.mean(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
 
 
+def over_songs(judged: Sequence[Judged], column: str, unit: str) -> float:
+    """Mean over seeds of the mean over all songs of all units, in which who has more songs counts for more."""
+    _, table = score_table(judged, column, unit)
+    return float(np.nanmean(table, axis=(1, 2)).mean())
+
+
 def unit_scores(judged: Sequence[Judged], column: str, unit: str) -> dict[str, float]:
     """Mean of a column for each annotator (of their songs, each the mean of its curves) or song, over seeds."""
     units, table = score_table(judged, column, unit)
@@ -126,10 +132,23 @@ class Table:
     marked: frozenset[tuple[int, int]] = frozenset()
 
 
+def _titles(outcome: Outcome) -> tuple[str, ...]:
+    there = dimensions_of(columns_of(outcome))
+    return ("method", *(f"{d} {m.upper()}" for d in there for m in METRICS))
+
+
+def songs_table(outcome: Outcome) -> Table:
+    """Every column as a mean over songs, see :func:`over_songs`."""
+    rows = [
+        (name, *(f"{over_songs(judged, x, unit_of(outcome)):.3f}" for x in columns_of(outcome)))
+        for name, judged in outcome.judged.items()
+    ]
+    return Table(_titles(outcome), tuple(rows))
+
+
 def scores_table(outcome: Outcome) -> Table:
     """Mean ± sd over seeds of every column; a mean is over units, see :func:`unit_of`."""
     columns, unit = columns_of(outcome), unit_of(outcome)
-    titles = tuple(f"{d} {m.upper()}" for d in dimensions_of(columns) for m in METRICS)
     rows = []
     for method, judged in outcome.judged.items():
         cells = []
@@ -137,7 +156,7 @@ def scores_table(outcome: Outcome) -> Table:
             mean, spread = over_seeds(judged, column, unit)
             cells.append(f"{mean:.3f} ± {spread:.3f}" if len(judged) > 1 else f"{mean:.3f}")
         rows.append((method, *cells))
-    return Table(("method", *titles), tuple(rows))
+    return Table(_titles(outcome), tuple(rows))
 
 
 def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) -> Table:
@@ -215,19 +234,32 @@ def write_tables(outcome: Outcome, folder: Path) -> None:
         _write(folder / f"per_{unit}.csv", _csv(("method", "seed", unit, *columns_of(outcome)), _per_unit(outcome, unit)))  # fmt: skip
 
 
-_CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
+_CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "mean_over_songs", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
 
 
 def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
     for column in METRICS + columns_of(outcome):
         for method, judged in outcome.judged.items():
             mean, spread = over_seeds(judged, column, unit_of(outcome))
-            yield method, column, f"{mean:.6f}", f"{spread:.6f}", "", "", "", "", "", ""
+            of_songs = over_songs(judged, column, unit_of(outcome))
+            yield (
+                method,
+                column,
+                f"{mean:.6f}",
+                f"{spread:.6f}",
+                f"{of_songs:.6f}",
+                "",
+                "",
+                "",
+                "",
+                "",
+                "",
+            )
         for compared in pairs(outcome).values():
             for ours, theirs in compared.values():
                 one = difference(outcome, column, ours, theirs)
                 numbers = (f"{value:.6f}" for value in (one.mean, one.low, one.high))
-                yield ours, column, "", "", theirs, *numbers, one.better, one.worse
+                yield ours, column, "", "", "", theirs, *numbers, one.better, one.worse
 
 
 def _per_unit(outcome: Outcome, unit: str) -> Iterable[tuple[object, ...]]:
