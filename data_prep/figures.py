@@ -42,12 +42,10 @@ def any_glyphs() -> Iterator[None]:
         yield
 
 
-def set_name(axis: Axes, name: str, **properties: Any) -> None:
-    """Titles an axis with a name from somebody else's file: no mathematics in it, and no longer than fits."""
+def set_name(axis: Axes, name: str, most: int = MAX_TITLE, **properties: Any) -> None:
+    """Titles an axis with a name from somebody else's file: no mathematics in it, and at most `most` letters."""
     text = printable(" ".join(name.split()))
-    axis.set_title(
-        text if len(text) <= MAX_TITLE else f"{text[:MAX_TITLE]}…", parse_math=False, **properties
-    )
+    axis.set_title(text if len(text) <= most else f"{text[:most]}…", parse_math=False, **properties)
 
 
 def write_png(figure: Figure, path: Path) -> None:

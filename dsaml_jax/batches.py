@@ -79,7 +79,8 @@ def drawing(
         windows, counts = in_front(drawable)
         some = counts > 0
         weights = song_weights(corpus, part, part.songs[some])
-        return partial(_draw_songs, part.songs[some], windows[some], counts[some], weights, config)
+        until = np.cumsum(weights) / weights.sum()
+        return partial(_draw_songs, part.songs[some], windows[some], counts[some], until, config)
 
     def draw_tasks(step: int) -> TaskArrays:
         return task_arrays(
@@ -102,13 +103,14 @@ def _draw_songs(
     songs: np.ndarray,
     windows: np.ndarray,
     counts: np.ndarray,
-    weights: np.ndarray,
+    until: np.ndarray,
     config: RunConfig,
     step: int,
 ) -> WindowArrays:
     """Epochs of shuffled songs, and one of each one's windows `[songs, W]`, of which it has `counts`.
 
-    In an epoch a song comes as often as its weight is to the mean weight, rounded up or down: once, where all are alike.
+    `until` `[songs]` are the songs' weights, added up and scaled to end at 1. In an epoch a song comes as often as its weight is
+    to the mean weight, rounded up or down: once, where all are alike.
     """
     batch = config.training.batch_songs
     places = np.arange((step - 1) * batch, step * batch)
@@ -116,9 +118,8 @@ def _draw_songs(
     for epoch in np.unique(places // len(songs)):
         keys = uniform_stream(config.training.seed, 1, int(epoch))
         order = np.argsort(keys.random(len(songs)), kind="stable")
-        share = np.cumsum(weights) / weights.sum()
         lot = (np.arange(len(songs)) + keys.random()) / len(songs)  # systematic sampling
-        epoch_songs = np.minimum(np.searchsorted(share, lot, side="right"), len(songs) - 1)
+        epoch_songs = np.minimum(np.searchsorted(until, lot, side="right"), len(songs) - 1)
         here = places // len(songs) == epoch
         drawn[here] = epoch_songs[order[places[here] % len(songs)]]
     share = uniform_stream(config.training.seed, 2, step).random(batch)

@@ -279,9 +279,11 @@ def song_weights(corpus: Corpus, part: Part, songs: np.ndarray) -> np.ndarray:
 
     The reliability of a mean of `n` raters, `n / (n +` :data:`RATER_NOISE` `)`; 1 where the target is the corpus's own mean.
     """
+    if part.everyone:
+        return np.ones(len(songs))
     count = np.bincount(corpus.rating_song[part.consensus], minlength=len(corpus.song_ids))[songs]
     weight: np.ndarray = np.where(corpus.raters[songs] > 0, count / (count + RATER_NOISE), 1.0)
-    return np.ones(len(songs)) if part.everyone else weight
+    return weight
 
 
 def labelled_windows(

@@ -17,6 +17,8 @@ from dsaml_jax.base import DIMENSIONS, STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
+MAX_PANEL_TITLE = 14
+"""Letters that fit over a panel as narrow as a listener's: crowd workers' ids are long."""
 SERIES = (
     ("#0072b2", "o", "-"), ("#d55e00", "s", "--"), ("#009e73", "^", "-."), ("#cc79a7", "D", ":"),
     ("#e69f00", "v", "-"), ("#56b4e9", "P", "--"), ("#111827", "X", "-."), ("#6b7280", "*", ":"),
@@ -69,7 +71,7 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         axes = figure.subplots(len(drawn), people, sharex=True, sharey="row", squeeze=False)
         time = np.arange(shown.truth.shape[1]) / STEPS_PER_SECOND
         for column, person in enumerate(shown.annotators):
-            set_name(axes[0, column], _short(person), fontsize=9)
+            set_name(axes[0, column], person, MAX_PANEL_TITLE, fontsize=9)
             axes[-1, column].set_xlabel("time [s]")
             for axis, row in zip(axes[:, column], drawn, strict=True):
                 for curves, color, label, width in (
@@ -87,11 +89,6 @@ def listener_curves(shown: ListenerCurves) -> Figure:
         return figure
 
 
-def _short(name: str) -> str:
-    """That fits over a narrow panel: crowd workers' ids are long."""
-    return name if len(name) <= 14 else f"{name[:12]}…"
-
-
 def plane_paths(shown: ListenerCurves) -> Figure:
     """One plane per listener: the path they drew, and the model's before and after adapting."""
     people = len(shown.annotators)
@@ -101,7 +98,7 @@ def plane_paths(shown: ListenerCurves) -> Figure:
         for axis, person, *curves in zip(
             axes, shown.annotators, shown.truth, shown.unadapted, shown.adapted, strict=True
         ):
-            set_name(axis, _short(person), fontsize=9)
+            set_name(axis, person, MAX_PANEL_TITLE, fontsize=9)
             for curve, color, label in zip(
                 curves,
                 (TRUTH, UNADAPTED, ADAPTED),

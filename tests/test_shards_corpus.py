@@ -229,7 +229,8 @@ def test_songs_are_drawn_in_proportion_to_their_weight():
     songs, weights = np.array([7, 8, 9, 3, 4]), np.array([1.0, 1.0, 1.0, 3.0, 4.0])
     windows, counts = np.zeros((5, 1), int), np.ones(5, int)
     drawn = [
-        _draw_songs(songs, windows, counts, weights, config, step).song for step in range(1, 401)
+        _draw_songs(songs, windows, counts, np.cumsum(weights) / 10, config, step).song
+        for step in range(1, 401)
     ]
     for epoch in drawn:
         times = {song: int((epoch == song).sum()) for song in songs.tolist()}
@@ -238,7 +239,7 @@ def test_songs_are_drawn_in_proportion_to_their_weight():
     share = np.array([(np.concatenate(drawn) == song).mean() for song in songs])
     np.testing.assert_allclose(share, weights / 10, atol=0.03)  # four standard errors of 400 epochs
     alike = [
-        _draw_songs(songs, windows, counts, np.full(5, 0.3), config, step).song
+        _draw_songs(songs, windows, counts, np.arange(1, 6) / 5, config, step).song
         for step in range(1, 20)
     ]
     assert all(sorted(epoch) == sorted(songs) for epoch in alike)

@@ -133,7 +133,10 @@ def evaluate(
         if protocol not in ("clean", trained):
             raise UsageError("a DMER run adapts to nobody; it has the protocol clean alone")
         trial = agreed_trial(corpus, "test", fold=fold)
-        predicted = {"constant": constant(trial), "DMER": _unadapted(trial, run)}
+        predicted = {
+            "constant": constant(trial),
+            "DMER": curves_of_songs(trial, run.model, run.variables).of(trial.song),
+        }
         facts = {"songs": len(trial.songs), "seen_in_training": seen, "checkpoint_step": run.step}
         return _tabulate(run, "clean", trial, predicted, facts), None
     if protocol == "clean" and trained == "reference":
@@ -154,10 +157,6 @@ def require_fitting_data(
     info = model.info
     own = fold_of(info.config.training)
     return require_unseen(info.data, info.seen, own, corpus, fold, "the model", allow=seen_songs)
-
-
-def _unadapted(trial: Trial, run: LoadedModel) -> np.ndarray:
-    return curves_of_songs(trial, run.model, run.variables).of(trial.song)
 
 
 def _evaluate_pdmer(

@@ -172,7 +172,7 @@ def _steps(method: Method) -> int:
 
 def _columns(runner: Runner, outcome: Outcome) -> Pictures:
     """Scores of each method as points, one for every annotator or song."""
-    unit = "annotator" if outcome.experiment.task == "pdmer" else "song"
+    unit = unit_of(outcome)
     names = tuple(outcome.judged)
     pictures = {}
     for metric in METRICS:

@@ -7,12 +7,12 @@ from pathlib import Path
 import jax
 
 from data_prep.base import replacing
+from data_prep.listeners import FEW
 from dsaml_jax.evaluation.scores import METRICS
 from dsaml_jax.evaluation.trials import Protocol
 from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.figures import draw
 from dsaml_jax.experiment.running import Runner
-from dsaml_jax.experiment.statistics import FEW
 from dsaml_jax.experiment.tables import (
     averaged,
     differences_table,

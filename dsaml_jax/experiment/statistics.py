@@ -24,9 +24,6 @@ LEVEL = 0.95
 NO_DIFFERENCE = 1e-6
 """Two scores this close are equal: what is between them is rounding."""
 
-FEW = 10
-"""With fewer units an interval is not to be trusted."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:

@@ -242,19 +242,8 @@ def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
         for method, judged in outcome.judged.items():
             mean, spread = over_seeds(judged, column, unit_of(outcome))
             of_songs = over_songs(judged, column, unit_of(outcome))
-            yield (
-                method,
-                column,
-                f"{mean:.6f}",
-                f"{spread:.6f}",
-                f"{of_songs:.6f}",
-                "",
-                "",
-                "",
-                "",
-                "",
-                "",
-            )
+            means = (f"{value:.6f}" for value in (mean, spread, of_songs))
+            yield method, column, *means, *[""] * 6
         for compared in pairs(outcome).values():
             for ours, theirs in compared.values():
                 one = difference(outcome, column, ours, theirs)
