@@ -178,7 +178,6 @@ def series(
     x: str,
     y: str,
     title: str = "",
-    horizontal: dict[str, float] | None = None,
     categories: tuple[str, ...] = (),
 ) -> Figure:
     """Several lines with bands.
@@ -188,7 +187,6 @@ def series(
       x: below.
       y: beside.
       title: above.
-      horizontal: label -> height of a line across.
       categories: names of the positions 0, 1, ...
     """
     with rc_context(STYLE):
@@ -203,8 +201,6 @@ def series(
             axis.fill_between(
                 at, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0
             )
-        for label, height in (horizontal or {}).items():
-            axis.axhline(height, color="#6b7280", linewidth=1.0, linestyle=(0, (1, 2)), label=label)
         axis.set(xlabel=x, ylabel=y)
         axis.set_title(title, loc="left")
         if categories:

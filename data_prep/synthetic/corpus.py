@@ -19,7 +19,7 @@ from data_prep.parallel import parallel_map
 from data_prep.synthetic import listeners as people
 from data_prep.synthetic import music
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "synthetic.json"
 PROVENANCE = Provenance(
     citation="composed music and simulated listeners, made by dsaml_jax",

@@ -12,7 +12,7 @@ from dsaml_jax.corpus import gather_windows
 from dsaml_jax.evaluation import methods
 from dsaml_jax.evaluation.evaluate import most_shared_song
 from dsaml_jax.evaluation.scores import METRICS, dimensions_of
-from dsaml_jax.experiment.base import Method, Outcome
+from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.running import Runner
 from dsaml_jax.experiment.tables import (
     averaged,
@@ -144,30 +144,28 @@ def _time(runner: Runner, outcome: Outcome) -> Pictures:
 
 
 def _shots(runner: Runner, outcome: Outcome) -> Pictures:
-    """Methods are named `N shots, K steps`."""
+    """Methods are named `WAY, N songs`; those without a number are lines across."""
     pictures = {}
-    methods_here = outcome.experiment.methods
+    named = outcome.experiment.methods
+    shots = sorted({method.shots for method in named.values()})
     for metric in ("ccc", "rmse"):
         lines: dict[str, Any] = {}
-        steps = sorted({_steps(method) for method in methods_here.values()})
-        for name, method in methods_here.items():
+        for name, method in named.items():
             mean, spread = over_seeds(outcome.judged[name], metric, unit_of(outcome))
-            label = f"{method.shots} song{'s' if method.shots > 1 else ''}"
-            lines.setdefault(label, []).append((steps.index(_steps(method)), mean, spread))
+            way, _, songs = name.rpartition(", ")
+            if songs.endswith(("song", "songs")):
+                lines.setdefault(way, []).append((shots.index(method.shots), mean, spread))
+            else:
+                lines[name] = [(place, mean, spread) for place in range(len(shots))]
         drawn = figures.series(
-            {label: tuple(np.array(sorted(points)).T) for label, points in lines.items()},
-            x="inner steps",
+            {label: tuple(np.array(points).T) for label, points in lines.items()},
+            x="songs adapted to",
             y=f"{metric.upper()}, {averaged(outcome)}",
-            categories=tuple(map(str, steps)),
+            categories=tuple(map(str, shots)),
         )
         what = f"{_over_seeds(runner)} Everyone is asked about the same songs."
-        pictures[f"shots-{metric}"] = Picture(f"Support songs and steps: {metric.upper()}", what, drawn)  # fmt: skip
+        pictures[f"shots-{metric}"] = Picture(f"Support songs: {metric.upper()}", what, drawn)
     return pictures
-
-
-def _steps(method: Method) -> int:
-    (steps,) = (x.split("=")[1] for x in method.settings if x.startswith("meta.steps="))
-    return int(steps)
 
 
 def _columns(runner: Runner, outcome: Outcome) -> Pictures:
