@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dsaml_jax import convert, losses, meta, metrics
     from dsaml_jax.base import ModelConfig, ModelOutput, SongBatch
     from dsaml_jax.errors import UsageError
-    from dsaml_jax.models.dsaml import DSAML
+    from dsaml_jax.models import DSAML
 
 __version__ = "0.1.0"
 

@@ -20,8 +20,8 @@ import optax
 from dsaml_jax import losses, meta
 from dsaml_jax.base import PyTree, SongBatch
 from dsaml_jax.config import MetaConfig
-from dsaml_jax.meta.base import LossFn
-from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.meta import LossFn
+from dsaml_jax.models import DSAML
 
 Terms = dict[str, jax.Array]
 

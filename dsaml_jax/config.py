@@ -14,8 +14,7 @@ from typing import Any, Literal
 from data_prep.plain import from_plain
 from dsaml_jax.base import WINDOW_STEPS, ModelConfig
 from dsaml_jax.errors import UsageError
-from dsaml_jax.meta import algorithm_names
-from dsaml_jax.meta.memory import MemoryMode
+from dsaml_jax.meta import MemoryMode, algorithm_names
 
 FORMAT_VERSION = 1
 """Of the JSON written into work directories and checkpoints."""

@@ -21,10 +21,9 @@ from data_prep.shards import read_corpus
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold
 from dsaml_jax.evaluation import COLUMNS
-from dsaml_jax.experiment.base import Judged, pooled
-from dsaml_jax.experiment.tables import difference_of, unit_scores
+from dsaml_jax.experiment import Judged, difference_of, pooled, unit_scores
 from dsaml_jax.progress import Console
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
 from dsaml_jax.training import train
 from experiments.flat_traces import FOLDS, RESULTS, judge
 

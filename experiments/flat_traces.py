@@ -22,15 +22,13 @@ import numpy as np
 
 from data_prep.base import replacing
 from data_prep.shards import Corpus, read_corpus
-from dsaml_jax.checkpoints import load_model
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold, fold_of
-from dsaml_jax.evaluation import COLUMNS, listener_trial, methods
-from dsaml_jax.evaluation.scores import scores
-from dsaml_jax.experiment.base import Judged, pooled
-from dsaml_jax.experiment.tables import difference_of, unit_scores
+from dsaml_jax.evaluation import COLUMNS, listener_trial, methods, score_curves
+from dsaml_jax.experiment import Judged, difference_of, pooled, unit_scores
 from dsaml_jax.progress import Console
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
+from dsaml_jax.runs import load_model
 from dsaml_jax.training import train
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +65,7 @@ def judge(workdir: Path, corpus: Corpus) -> Judged:
         curves = methods.curves_of_songs(trial, run.model, run.variables).of(trial.song)
     else:
         curves = methods.adapted(trial, run.model, run.info.config.meta, run.variables)
-    return Judged(trial.labels(), scores(curves, trial.truth))
+    return Judged(trial.labels(), score_curves(curves, trial.truth))
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """One-shot personalisation against every baseline."""
 
-from dsaml_jax.evaluation.choosing import FINE_TUNING, OFFSETS, STRENGTHS
+from dsaml_jax.evaluation import FINE_TUNING, OFFSETS, STRENGTHS
 from dsaml_jax.experiment import Experiment, Method, Training
 
 REFERENCE = (

@@ -29,7 +29,7 @@ from data_prep.synthetic import write_corpus
 from dsaml_jax import DSAML, ModelConfig, losses, meta
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import preset, with_settings
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
 from dsaml_jax.runs import read_metrics
 from dsaml_jax.training import train
 

@@ -22,11 +22,11 @@ from data_prep.prepare import prepare
 from data_prep.shards import Corpus, read_corpus
 from data_prep.synthetic import write_corpus
 from data_prep.synthetic.corpus import PROVENANCE
-from dsaml_jax.checkpoints import load_model
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.evaluation import COLUMNS, evaluate
 from dsaml_jax.progress import Console
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
+from dsaml_jax.runs import load_model
 from dsaml_jax.training import train
 
 RESULTS = Path(__file__).parent / "results"

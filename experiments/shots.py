@@ -1,6 +1,6 @@
 """What more than one annotated song is worth."""
 
-from dsaml_jax.evaluation.choosing import OFFSETS, STRENGTHS
+from dsaml_jax.evaluation import OFFSETS, STRENGTHS
 from dsaml_jax.experiment import Experiment, Method
 from experiments.pdmer import ALL_THE_WAY, TRAININGS
 

@@ -15,7 +15,7 @@ from typing import Any
 from data_prep.base import DIMENSIONS, replacing
 from data_prep.listeners import SHOTS
 from data_prep.shards import find_dataset, read_facts
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
 
 RESULT = Path(__file__).parent / "results" / "simulated_listeners.md"
 Facts = dict[str, Any]

@@ -1,6 +1,6 @@
 """What a task is: an annotator, a random mixture, or nothing."""
 
-from dsaml_jax.evaluation.choosing import OFFSETS, STRENGTHS
+from dsaml_jax.evaluation import OFFSETS, STRENGTHS
 from dsaml_jax.experiment import Experiment, Method
 from experiments.pdmer import TRAININGS
 

@@ -20,8 +20,7 @@ import pytest
 import soundfile
 
 from data_prep.shards import read_corpus
-from dsaml_jax import cli
-from dsaml_jax.cli import main
+from dsaml_jax.cli import entry, main
 from dsaml_jax.corpus import identity
 from dsaml_jax.evaluation import COLUMNS
 from tests import golden_file
@@ -30,7 +29,7 @@ from tests.deam_files import AUDIO, AVERAGED
 from tests.recipe import weights
 from tests.test_imagebind import published_weights
 
-COMMAND = [sys.executable, "-m", "dsaml_jax.cli"]
+COMMAND = [sys.executable, "-m", "dsaml_jax"]
 
 
 @pytest.fixture
@@ -362,7 +361,7 @@ def test_ctrl_c_while_starting(tmp_path, capsys, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_enable_compile_cache", interrupted)
+    monkeypatch.setattr(entry, "_enable_compile_cache", interrupted)
     assert "interrupted" in fails(capsys, "demo", "--quick", "--workdir", tmp_path / "demo")
     assert not (tmp_path / "demo").exists()
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from dsaml_jax import UsageError, checkpoints, cli
+from dsaml_jax import UsageError, cli
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.devices import Devices
-from dsaml_jax.runs import METRICS_FILE, read_metrics
+from dsaml_jax.runs import METRICS_FILE, load_model, read_metrics
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 
 RUN = (*SMALL_MODEL, "meta.tasks=4", "training.steps=20", "training.validate_every=10",
@@ -24,7 +24,7 @@ RUN = (*SMALL_MODEL, "meta.tasks=4", "training.steps=20", "training.validate_eve
 
 def start(small_data, workdir, *, devices=1, settings=(), flags=()):
     """`dsaml train` in a process of its own with so many virtual devices."""
-    command = [sys.executable, "-m", "dsaml_jax.cli", "train", "--data", str(small_data[1]),
+    command = [sys.executable, "-m", "dsaml_jax", "train", "--data", str(small_data[1]),
                "--workdir", str(workdir), "--preset", "tiny", *flags,
                *[f"--set={setting}" for setting in (*RUN, *settings)]]  # fmt: skip
     environment = os.environ | {
@@ -89,8 +89,8 @@ def test_two_processes_over_loopback(small_data, one_device, tmp_path):
     assert "on 4 x cpu in 2 processes" in outputs[0]
     assert "best validation score" in outputs[0] and "best validation" not in outputs[1]
     assert_same_run(tmp_path / "both", one_device)
-    loaded = checkpoints.load_model(tmp_path / "both")
-    assert loaded.step == checkpoints.load_model(one_device).step
+    loaded = load_model(tmp_path / "both")
+    assert loaded.step == load_model(one_device).step
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_steps_in_one_dispatch_are_the_same_steps(small_data, tmp_path):
         assert mine.pop("kind") == other.pop("kind")
         assert mine == pytest.approx(other, abs=1e-5)
     for a, b in zip(
-        *(jax.tree.leaves(checkpoints.load_model(tmp_path / n).variables) for n in "12"),
+        *(jax.tree.leaves(load_model(tmp_path / n).variables) for n in "12"),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)

@@ -14,7 +14,6 @@ from data_prep.base import Provenance
 from data_prep.features import FeatureConfig, window_starts
 from data_prep.shards import Corpus, read_corpus
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.checkpoints import load_model
 from dsaml_jax.config import with_settings
 from dsaml_jax.corpus import gather_windows
 from dsaml_jax.errors import UsageError
@@ -26,6 +25,7 @@ from dsaml_jax.evaluation import (
     methods,
     scores,
 )
+from dsaml_jax.runs import load_model
 
 STEPS = 200
 SONGS = 4
@@ -34,7 +34,9 @@ SONGS = 4
 @pytest.fixture
 def corpus(monkeypatch):
     """One annotator, four songs of 200 steps, all in the test part; the drawn value is 100 * song + step / 1000."""
-    monkeypatch.setattr("dsaml_jax.corpus.deal", lambda names, **_: dict.fromkeys(names, "test"))
+    monkeypatch.setattr(
+        "dsaml_jax.corpus.folds.deal", lambda names, **_: dict.fromkeys(names, "test")
+    )
     starts = window_starts(STEPS)
     first = (np.arange(SONGS) * STEPS).astype(np.int32)
     values = np.concatenate([100.0 * song + np.arange(STEPS) / 1000 for song in range(SONGS)])
@@ -171,7 +173,7 @@ def test_affine_calibration_is_least_squares():
 def test_a_prediction_that_is_no_number_is_no_perfect_fit():
     truth = np.zeros((2, 5, 2), np.float32)
     with pytest.raises(ValueError, match="not finite"):
-        scores.scores(np.full_like(truth, np.nan), truth)
+        scores.score_curves(np.full_like(truth, np.nan), truth)
 
 
 adapt = jax.jit(adapt_to_listener, static_argnums=(0, 1))

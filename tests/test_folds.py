@@ -17,19 +17,15 @@ from data_prep.deam import read_deam
 from data_prep.features import TINY, FeatureConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, figures
+from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import Fold, fold_of, gather_windows, held_out, to_device, window_steps
-from dsaml_jax.evaluation import (
-    ListenerCurves,
-    agreed_judging,
-    listener_judging,
-    listener_trial,
-)
+from dsaml_jax.evaluation import ListenerCurves, agreed_judging, listener_judging, listener_trial
 from dsaml_jax.evaluation import methods as ways
 from dsaml_jax.experiment import Runner
 from dsaml_jax.experiment.scales import QUICK
+from dsaml_jax.reporting import figures
 from dsaml_jax.runs import read_metrics
 from dsaml_jax.training import judging_lines, train
 from experiments.pdmer import experiment

@@ -27,23 +27,25 @@ from data_prep.features import TINY
 from data_prep.imagebind import weights
 from data_prep.pmemo import read_dynamic
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, failures, figures
+from dsaml_jax import UsageError
 from dsaml_jax.base import SongBatch
-from dsaml_jax.checkpoints import (
+from dsaml_jax.cli import main
+from dsaml_jax.config import preset, with_settings
+from dsaml_jax.evaluation import COLUMNS, Evaluation, ListenerCurves, write_evaluation
+from dsaml_jax.listener import read_annotations
+from dsaml_jax.reporting import Picture, figures, write_report
+from dsaml_jax.runs import (
     RUN_FILE,
     RunInfo,
     load_model,
+    read_metrics,
     read_run_info,
+    read_status,
     save_model,
     variables_like,
     write_run_info,
 )
-from dsaml_jax.cli import main
-from dsaml_jax.config import preset, with_settings
-from dsaml_jax.evaluation import COLUMNS, Evaluation, ListenerCurves, write_evaluation
-from dsaml_jax.personalize import read_annotations
-from dsaml_jax.report import Picture, write_report
-from dsaml_jax.runs import read_metrics, read_status
+from dsaml_jax.training import failures
 from tests.conftest import SMALL_MODEL
 from tests.deam_files import almost_csv
 from tests.test_cli import fails

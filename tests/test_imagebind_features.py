@@ -17,9 +17,9 @@ from data_prep.imagebind.fbank import stretch_clips
 from data_prep.prepare import prepare
 from data_prep.shards import find_dataset, read_corpus, read_facts
 from dsaml_jax import DSAML
-from dsaml_jax.checkpoints import RunInfo, initial_variables, save_model
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
+from dsaml_jax.runs import RunInfo, initial_variables, save_model
 from dsaml_jax.training import fit_config
 from tests.conftest import SMALL_DMER
 from tests.deam_files import AUDIO, make_deam

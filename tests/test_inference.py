@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.features import window_starts
 from dsaml_jax import DSAML, ModelConfig
-from dsaml_jax.inference import predict_song
+from dsaml_jax.listener import predict_song
 from tests.recipe import SEED
 
 CONFIG = ModelConfig(width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0)

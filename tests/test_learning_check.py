@@ -22,11 +22,10 @@ import pytest
 from dsaml_jax import DSAML, convert
 from dsaml_jax.adaptation import inner_algorithm, support_loss
 from dsaml_jax.base import SongBatch
-from dsaml_jax.batches import TaskArrays
 from dsaml_jax.config import preset
-from dsaml_jax.corpus import DeviceCorpus, gather_windows
+from dsaml_jax.corpus import DeviceCorpus, TaskArrays, gather_windows
 from dsaml_jax.meta.adapt import adapt_and_visit
-from dsaml_jax.steps import TrainState, make_optimizer, make_pdmer_step
+from dsaml_jax.training import TrainState, make_optimizer, make_pdmer_step
 from tests.golden_file import like
 
 STEPS = 60

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from data_prep.shards import read_corpus
-from dsaml_jax.checkpoints import load_model
 from dsaml_jax.evaluation import COLUMNS, evaluate
-from dsaml_jax.failures import _song_batch
+from dsaml_jax.runs import load_model
+from dsaml_jax.training.failures import _song_batch
 
 
 @pytest.fixture(scope="module")

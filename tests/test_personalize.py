@@ -12,13 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.base import DataError
+from data_prep.curves import on_grid
 from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
-from dsaml_jax.checkpoints import at_strength, load_model
 from dsaml_jax.evaluation import listener_trial
-from dsaml_jax.personalize import (
+from dsaml_jax.listener import (
     features_of_file,
-    on_grid,
     personalize,
     predict_file,
     read_annotations,
@@ -27,6 +26,7 @@ from dsaml_jax.personalize import (
     support_windows,
     write_curve,
 )
+from dsaml_jax.runs import at_strength, load_model
 
 
 def write_csv(path, rows, header="time,arousal,valence"):

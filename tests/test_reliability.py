@@ -22,14 +22,20 @@ from data_prep.deam import read_deam
 from data_prep.features import TINY
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, checkpoints, failures, inspection, runs
-from dsaml_jax.cli import main
+from dsaml_jax import UsageError
+from dsaml_jax.cli import inspection, main
 from dsaml_jax.config import TrainingConfig, preset, with_settings
 from dsaml_jax.errors import Interrupted
-from dsaml_jax.runs import METRICS_FILE, read_metrics, read_status
-from dsaml_jax.steps import make_optimizer
-from dsaml_jax.stopping import StopRequest
-from dsaml_jax.training import INTERRUPTED, train
+from dsaml_jax.runs import (
+    METRICS_FILE,
+    CheckpointStore,
+    load_model,
+    read_metrics,
+    read_status,
+    save_model,
+)
+from dsaml_jax.runs import log as runs
+from dsaml_jax.training import INTERRUPTED, StopRequest, failures, make_optimizer, train
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 
 DMER = (*SMALL_DMER, "training.log_every=4")
@@ -59,7 +65,7 @@ def copy(whole, tmp_path):
 
 def sums(workdir):
     """Step -> checksums of what its checkpoint holds."""
-    store = checkpoints.CheckpointStore(workdir, read_only=True)
+    store = CheckpointStore(workdir, read_only=True)
     return {step: store.manifest(step)["sha256"] for step in store.steps()}
 
 
@@ -151,9 +157,9 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished(corpus, whole, copy)
 
 
 def test_a_finished_model_is_no_work_directory(corpus, whole, tmp_path):
-    loaded = checkpoints.load_model(whole)
+    loaded = load_model(whole)
     info = dataclasses.replace(loaded.info, note="personalised on 30 s of x.flac")
-    checkpoints.save_model(tmp_path / "mine", loaded.variables, info)
+    save_model(tmp_path / "mine", loaded.variables, info)
     with pytest.raises(UsageError, match=r"finished model \(personalised"):
         train(settings(), corpus, tmp_path / "mine")
     assert main(["runs", "show", str(tmp_path / "mine")]) == 0
@@ -164,7 +170,7 @@ def test_a_finished_model_is_no_work_directory(corpus, whole, tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_to_the_command(small_data, whole, tmp_path, number, status):
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "dsaml_jax.cli", "train", "--data", str(small_data[1]), "--workdir",
+    command = [sys.executable, "-m", "dsaml_jax", "train", "--data", str(small_data[1]), "--workdir",
                str(workdir), "--preset", "tiny", *[f"--set={x}" for x in DMER]]  # fmt: skip
     environment = os.environ | {"DSAML_CACHE": jax.config.jax_compilation_cache_dir}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -230,9 +236,9 @@ def test_all_damaged_is_a_new_beginning(corpus, whole, copy):
 
 
 def test_a_damaged_model_is_not_used(copy, capsys):
-    other_numbers(copy / "checkpoints" / f"{checkpoints.load_model(copy).step}")
+    other_numbers(copy / "checkpoints" / f"{load_model(copy).step}")
     with pytest.raises(UsageError, match=r"checksum of model differs.*dsaml checkpoint verify"):
-        checkpoints.load_model(copy)
+        load_model(copy)
     assert main(["checkpoint", "verify", str(copy)]) == 2
     out = capsys.readouterr()
     assert out.out.count(", whole\n") == len(list((copy / "checkpoints").iterdir())) - 1
@@ -243,7 +249,7 @@ def test_a_later_schema_is_refused(copy):
     for path in copy.glob("checkpoints/*/_CHECKPOINT_METADATA"):
         path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 3'))
     with pytest.raises(UsageError, match="written by a later version"):
-        checkpoints.load_model(copy)
+        load_model(copy)
 
 
 def test_torn_metrics_are_mended(corpus, whole, copy):
@@ -265,7 +271,7 @@ def test_checkpoints_of_the_first_version_keep_working(small_data, tmp_path):
     with tarfile.open(Path(__file__).parent / "data" / "run_format_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run, expected = tmp_path / "run", tmp_path / "expected"
-    loaded = checkpoints.load_model(run)
+    loaded = load_model(run)
     random = np.random.RandomState(0)
     mel = (2 * random.standard_normal((1, 60, 11, 32)) - 4).astype(np.float32)
     embedding = random.standard_normal((1, 1, 256)).astype(np.float32)
@@ -472,7 +478,7 @@ def test_export(whole, tmp_path, capsys):
 
     out = tmp_path / "model.safetensors"
     assert main(["checkpoint", "export", str(whole), "--out", str(out)]) == 0
-    loaded = checkpoints.load_model(whole)
+    loaded = load_model(whole)
     with safe_open(out, framework="numpy") as file:
         assert file.metadata()["step"] == str(loaded.step)
         np.testing.assert_array_equal(

@@ -16,10 +16,9 @@ from data_prep.folder import read_folder
 from data_prep.prepare import prepare
 from data_prep.shards import find_dataset, read_corpus
 from dsaml_jax import UsageError
-from dsaml_jax.checkpoints import load_model, read_run_info
-from dsaml_jax.corpus import OWN_SPLIT, Fold, held_out
+from dsaml_jax.corpus import OWN_SPLIT, Fold, Overlap, Seen, held_out, require_unseen
 from dsaml_jax.evaluation import evaluate, listener_trial
-from dsaml_jax.seen import Overlap, Seen, require_unseen
+from dsaml_jax.runs import load_model, read_run_info
 from tests.test_listeners import song
 
 

@@ -23,7 +23,6 @@ from data_prep.features import FeatureConfig, log_mel
 from data_prep.prepare import prepare
 from data_prep.shards import FACTS_FILE, VERSION, find_dataset, read_corpus
 from dsaml_jax import DSAML, ModelConfig
-from dsaml_jax.batches import _draw_songs
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import (
     Fold,
@@ -34,6 +33,7 @@ from dsaml_jax.corpus import (
     song_weights,
     to_device,
 )
+from dsaml_jax.corpus.batches import _draw_songs
 from tests.deam_files import AUDIO, make_deam
 
 CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)

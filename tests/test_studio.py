@@ -29,8 +29,8 @@ from data_prep.base import DataError
 from data_prep.deam import read_deam
 from data_prep.folder import read_folder
 from dsaml_jax import UsageError
-from dsaml_jax.checkpoints import load_model
 from dsaml_jax.cli import main
+from dsaml_jax.runs import load_model
 from dsaml_jax.studio import library as library_module
 from dsaml_jax.studio import ratings, serving
 from dsaml_jax.studio.store import Store

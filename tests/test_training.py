@@ -18,20 +18,21 @@ from data_prep.deam import read_deam
 from data_prep.features import FeatureConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from dsaml_jax import UsageError, checkpoints, meta, steps
+from dsaml_jax import UsageError, meta
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm
-from dsaml_jax.batches import batches, drawing
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import (
+    batches,
     consensus_target,
+    drawing,
     gather_windows,
     held_out,
     pool_of,
     to_device,
 )
 from dsaml_jax.evaluation import evaluate
-from dsaml_jax.runs import METRICS_FILE, read_metrics
-from dsaml_jax.training import train
+from dsaml_jax.runs import METRICS_FILE, load_model, read_metrics
+from dsaml_jax.training import steps, train
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 from tests.deam_files import make_deam
 
@@ -67,7 +68,7 @@ def test_dmer_learns(corpus, tmp_path, monkeypatch):
 
 def killed_run(small_data, workdir, *, after):
     """Starts `dsaml train` and kills it as soon as its metrics file has `after` lines."""
-    command = [sys.executable, "-m", "dsaml_jax.cli", "train", "--data", str(small_data[1]),
+    command = [sys.executable, "-m", "dsaml_jax", "train", "--data", str(small_data[1]),
                "--workdir", str(workdir), "--preset", "tiny", "--quiet",
                *[f"--set={setting}" for setting in SMALL_MODEL]]  # fmt: skip
     environment = os.environ | {"DSAML_CACHE": jax.config.jax_compilation_cache_dir}
@@ -92,7 +93,7 @@ def test_killed_and_started_again_equals_never_killed(small_data, small_run, tmp
     assert len(read_metrics(workdir)) < len(read_metrics(small_run))
     subprocess.run(command, env=environment, check=True)
     assert (workdir / METRICS_FILE).read_bytes() == (small_run / METRICS_FILE).read_bytes()
-    ours, theirs = checkpoints.load_model(workdir), checkpoints.load_model(small_run)
+    ours, theirs = load_model(workdir), load_model(small_run)
     assert ours.step == theirs.step
     for a, b in zip(
         jax.tree.leaves(ours.variables), jax.tree.leaves(theirs.variables), strict=True
@@ -125,7 +126,7 @@ def test_variants_run(corpus, tmp_path, change):
 def test_learned_rates_are_kept_and_used(corpus, tmp_path):
     config = settings("training.steps=4", "meta.algorithm=meta-sgd", "meta.adapts=predictor/out")
     train(config, corpus, tmp_path / "run")
-    loaded = checkpoints.load_model(tmp_path / "run")
+    loaded = load_model(tmp_path / "run")
     rates, rate = loaded.variables["rates"], config.meta.learning_rate
     assert {np.shape(rate) for rate in rates.values()} == {
         leaf.shape for leaf in jax.tree.leaves(loaded.variables["params"]["predictor"]["out"])
@@ -246,7 +247,7 @@ def test_a_streamed_run_equals_one_in_memory(uneven, tmp_path):
     ):
         assert ours.pop("kind") == theirs.pop("kind")
         assert ours == pytest.approx(theirs, abs=1e-5)  # float32, two programs
-    loaded = checkpoints.load_model(tmp_path / "memory")
+    loaded = load_model(tmp_path / "memory")
     rows = [evaluate(loaded, corpus)[0].rows for corpus in uneven]
     for ours, theirs in zip(*rows, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)  # likewise
@@ -346,7 +347,7 @@ def test_a_damaged_run_is_refused(small_run, tmp_path, damage, message):
     shutil.copytree(small_run, copy)
     damage(copy)
     with pytest.raises(UsageError, match=message):
-        checkpoints.load_model(copy)
+        load_model(copy)
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,37 @@ Every prediction is made in eval mode (running statistics, no dropout). Protocol
 A :class:`Trial` says what is to be predicted and what is true; `methods` predict it; `scores` compare.
 """
 
+from dsaml_jax.evaluation.choosing import (
+    FINE_TUNING,
+    OFFSETS,
+    STRENGTHS,
+    VALIDATION_SUPPORTS,
+    Settings,
+    best_of,
+    share_of,
+)
 from dsaml_jax.evaluation.evaluate import (
     Evaluation,
     ListenerCurves,
     evaluate,
     keep_evaluation,
+    most_shared_song,
     table,
     write_evaluation,
 )
-from dsaml_jax.evaluation.scores import COLUMNS, METRICS, dimensions_of, mean_scores
+from dsaml_jax.evaluation.methods import adapted, curves_of_songs
+from dsaml_jax.evaluation.scores import (
+    COLUMNS,
+    METRICS,
+    Scores,
+    better_when,
+    dimensions_of,
+    mean_scores,
+    score_curves,
+)
 from dsaml_jax.evaluation.trials import (
     Judging,
+    PartName,
     Protocol,
     Trial,
     agreed_judging,
@@ -31,20 +51,34 @@ from dsaml_jax.evaluation.trials import (
 
 __all__ = [
     "COLUMNS",
+    "FINE_TUNING",
     "METRICS",
+    "OFFSETS",
+    "STRENGTHS",
+    "VALIDATION_SUPPORTS",
     "Evaluation",
     "Judging",
     "ListenerCurves",
+    "PartName",
     "Protocol",
+    "Scores",
+    "Settings",
     "Trial",
+    "adapted",
     "agreed_judging",
     "agreed_trial",
+    "best_of",
+    "better_when",
+    "curves_of_songs",
     "dimensions_of",
     "evaluate",
     "keep_evaluation",
     "listener_judging",
     "listener_trial",
     "mean_scores",
+    "most_shared_song",
+    "score_curves",
+    "share_of",
     "table",
     "write_evaluation",
 ]

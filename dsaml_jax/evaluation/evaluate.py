@@ -13,9 +13,8 @@ import numpy as np
 
 from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
-from dsaml_jax.checkpoints import LoadedModel
 from dsaml_jax.config import MetaConfig, with_settings
-from dsaml_jax.corpus import Fold, fold_of, identity
+from dsaml_jax.corpus import Fold, Overlap, fold_of, identity, require_unseen
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.choosing import (
     FINE_TUNING,
@@ -33,10 +32,10 @@ from dsaml_jax.evaluation.methods import (
     support_mean,
     with_offset,
 )
-from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, scores, unit_means
+from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, score_curves, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
-from dsaml_jax.seen import Overlap, require_unseen
+from dsaml_jax.runs import LoadedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +265,7 @@ def _tabulate(
     rows: list[dict[str, Any]] = []
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for method, curves in predicted.items():
-        columns = scores(curves, trial.truth)
+        columns = score_curves(curves, trial.truth)
         summary[method] = {name: _over_units(units, values) for name, values in columns.items()}
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         rows += [

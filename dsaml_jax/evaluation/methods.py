@@ -13,20 +13,13 @@ from tqdm import tqdm
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
-from dsaml_jax.adaptation import (
-    adapt_to_listener,
-    inner_algorithm,
-    part_of_the_way,
-    to_learned,
-)
+from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm, part_of_the_way, to_learned
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import DeviceCorpus, gather_windows
 from dsaml_jax.evaluation.trials import Trial
-from dsaml_jax.inference import Variables, song_curve
-from dsaml_jax.meta import LearnedRates
-from dsaml_jax.meta.adapt import Adapting
-from dsaml_jax.meta.hoisting import hoist
-from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.listener import Variables, song_curve
+from dsaml_jax.meta import Adapting, LearnedRates, hoist
+from dsaml_jax.models import DSAML
 
 TASKS_PER_BLOCK = 16
 

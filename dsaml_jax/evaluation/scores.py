@@ -37,7 +37,7 @@ def labelled(truth: np.ndarray) -> np.ndarray:
     return np.isfinite(truth).any(axis=(-2, -1))
 
 
-def scores(predicted: np.ndarray, truth: np.ndarray) -> Scores:
+def score_curves(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     """Every column of the labelled dimensions, of the labelled curves.
 
     Args:
@@ -93,7 +93,7 @@ def mean_scores(
     """
     means = {
         name: float(np.nanmean(values if units is None else unit_means(units, values)[1]))
-        for name, values in scores(predicted, truth).items()
+        for name, values in score_curves(predicted, truth).items()
     }
     return {"score": float(np.mean([good(means, d) for d in dimensions_of(means)]))} | means
 

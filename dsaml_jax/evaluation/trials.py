@@ -16,22 +16,20 @@ from dsaml_jax.corpus import (
     DeviceCorpus,
     Fold,
     Part,
+    TaskBatch,
+    TaskPool,
     consensus_target,
+    evaluation_tasks,
     held_out,
     labelled_windows,
     pool_of,
     recordings,
+    same_song_tasks,
     to_device,
+    uniform_stream,
 )
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.scores import Unit, labelled
-from dsaml_jax.tasks import (
-    TaskBatch,
-    TaskPool,
-    evaluation_tasks,
-    same_song_tasks,
-    uniform_stream,
-)
 
 Protocol = Literal["clean", "reference"]
 PartName = Literal["validation", "test"]

@@ -3,11 +3,17 @@
 The experiments themselves are functions in the folder `experiments/`, one a file; this package runs them.
 """
 
-from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training
+from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
 from dsaml_jax.experiment.reporting import write_outcomes
 from dsaml_jax.experiment.running import Runner
+from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
+from dsaml_jax.experiment.statistics import paired_difference
+from dsaml_jax.experiment.tables import difference_of, unit_scores
 
 __all__ = [
+    "FULL",
+    "QUICK",
+    "STANDARD",
     "Experiment",
     "Judged",
     "Method",
@@ -15,5 +21,9 @@ __all__ = [
     "Runner",
     "Scale",
     "Training",
+    "difference_of",
+    "paired_difference",
+    "pooled",
+    "unit_scores",
     "write_outcomes",
 ]

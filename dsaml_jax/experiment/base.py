@@ -8,9 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from dsaml_jax.evaluation.choosing import Settings
-from dsaml_jax.evaluation.scores import COLUMNS, Scores
-from dsaml_jax.evaluation.trials import Protocol
+from dsaml_jax.evaluation import COLUMNS, Protocol, Scores, Settings
 
 Task = Literal["dmer", "pdmer"]
 Kind = Literal[

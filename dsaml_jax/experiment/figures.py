@@ -7,21 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dsaml_jax import figures
 from dsaml_jax.corpus import gather_windows
-from dsaml_jax.evaluation import methods
-from dsaml_jax.evaluation.evaluate import most_shared_song
-from dsaml_jax.evaluation.scores import METRICS, dimensions_of
+from dsaml_jax.evaluation import METRICS, dimensions_of, methods, most_shared_song
 from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.running import Runner
-from dsaml_jax.experiment.tables import (
-    averaged,
-    columns_of,
-    over_seeds,
-    unit_of,
-    unit_scores,
-)
-from dsaml_jax.report import Picture
+from dsaml_jax.experiment.tables import averaged, columns_of, over_seeds, unit_of, unit_scores
+from dsaml_jax.reporting import Picture, figures
 from dsaml_jax.runs import read_metrics, read_status
 
 Pictures = dict[str, Picture]

@@ -8,8 +8,7 @@ import jax
 
 from data_prep.base import replacing
 from data_prep.listeners import FEW
-from dsaml_jax.evaluation.scores import METRICS
-from dsaml_jax.evaluation.trials import Protocol
+from dsaml_jax.evaluation import METRICS, Protocol
 from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.figures import draw
 from dsaml_jax.experiment.running import Runner
@@ -24,7 +23,7 @@ from dsaml_jax.experiment.tables import (
     unit_scores,
     write_tables,
 )
-from dsaml_jax.figures import write_vector
+from dsaml_jax.reporting import write_vector
 
 PROTOCOLS: dict[Protocol, str] = {
     "clean": "Protocol clean: songs and listeners unseen in training; adapt on other songs of the listener.",

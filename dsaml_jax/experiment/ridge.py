@@ -7,8 +7,7 @@ import numpy as np
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, read_features
 from dsaml_jax.corpus import consensus_target, held_out
-from dsaml_jax.evaluation.scores import mean_scores
-from dsaml_jax.evaluation.trials import Trial
+from dsaml_jax.evaluation import Trial, mean_scores
 
 PENALTIES = tuple(10.0**power for power in range(7))
 

@@ -15,35 +15,31 @@ import numpy as np
 from data_prep.base import replacing
 from data_prep.plain import parse_json
 from data_prep.shards import Corpus
-from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
 from dsaml_jax.config import MetaConfig, RunConfig, preset, with_settings
 from dsaml_jax.corpus import OWN_SPLIT, Fold, identity
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation import (
     COLUMNS,
+    VALIDATION_SUPPORTS,
+    Judging,
+    PartName,
+    Protocol,
+    Settings,
     Trial,
     agreed_judging,
     agreed_trial,
+    best_of,
     listener_judging,
     listener_trial,
     methods,
+    score_curves,
+    share_of,
 )
-from dsaml_jax.evaluation.choosing import VALIDATION_SUPPORTS, Settings, best_of, share_of
-from dsaml_jax.evaluation.scores import scores
-from dsaml_jax.evaluation.trials import Judging, PartName, Protocol
-from dsaml_jax.experiment.base import (
-    Experiment,
-    Judged,
-    Method,
-    Outcome,
-    Scale,
-    Training,
-    pooled,
-)
+from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
 from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.progress import Console
-from dsaml_jax.report import commit, environment
-from dsaml_jax.runs import read_status
+from dsaml_jax.reporting import commit, environment
+from dsaml_jax.runs import LoadedModel, load_model, read_status, weights_digest
 from dsaml_jax.training import judging_lines, train
 
 
@@ -260,7 +256,7 @@ class Runner:
         chosen = self._choose(method, protocol, model, seed, fold) if method.choices else ()
         judged = Judged(
             trial.labels(),
-            scores(self.predict(trial, method, model, chosen), trial.truth),
+            score_curves(self.predict(trial, method, model, chosen), trial.truth),
             chosen,
         )
         with replacing(path) as temporary, temporary.open("wb") as file:

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.base import plain_cell, replacing
 from data_prep.curves import labelled_mean
-from dsaml_jax.evaluation.scores import METRICS, Scores, better_when, dimensions_of
+from dsaml_jax.evaluation import METRICS, Scores, better_when, dimensions_of
 from dsaml_jax.experiment.base import Judged, Outcome
 from dsaml_jax.experiment.statistics import Difference, paired_difference
 

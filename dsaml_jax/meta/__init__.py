@@ -5,17 +5,18 @@ of adapting is; :func:`meta_gradient` averages it over tasks; :func:`plan` says 
 knows of music.
 """
 
-from dsaml_jax.meta.adapt import adapt
+from dsaml_jax.meta.adapt import Adapting, adapt
 from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_options
 from dsaml_jax.meta.anil import ANIL
-from dsaml_jax.meta.base import Algorithm, LearnedRates
+from dsaml_jax.meta.base import Algorithm, LearnedRates, LossFn
 from dsaml_jax.meta.boil import BOIL
 from dsaml_jax.meta.fomaml import FOMAML
 from dsaml_jax.meta.gradients import meta_gradient
+from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.meta.imaml import IMAML
 from dsaml_jax.meta.maml import MAML
 from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
-from dsaml_jax.meta.memory import MEMORY_MODES
+from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode
 from dsaml_jax.meta.meta_sgd import MetaSGD
 from dsaml_jax.meta.planning import Plan, plan
 from dsaml_jax.meta.reptile import Reptile
@@ -27,9 +28,12 @@ __all__ = [
     "IMAML",
     "MAML",
     "MEMORY_MODES",
+    "Adapting",
     "Algorithm",
     "LearnedRates",
+    "LossFn",
     "MAMLPlusPlus",
+    "MemoryMode",
     "MetaSGD",
     "Plan",
     "Reptile",
@@ -37,6 +41,7 @@ __all__ = [
     "algorithm",
     "algorithm_names",
     "algorithm_options",
+    "hoist",
     "meta_gradient",
     "plan",
 ]

@@ -1,1 +1,16 @@
 """Flax modules of the DSAML model. None of them knows of meta-learning."""
+
+from dsaml_jax.models.adapter import ImageBindAdapter
+from dsaml_jax.models.attention import DualScaleEncoder
+from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.models.predictor import SequencePredictor
+from dsaml_jax.models.spectrogram import SpectrogramBranch, output_size
+
+__all__ = [
+    "DSAML",
+    "DualScaleEncoder",
+    "ImageBindAdapter",
+    "SequencePredictor",
+    "SpectrogramBranch",
+    "output_size",
+]

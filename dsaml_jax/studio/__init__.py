@@ -3,3 +3,10 @@
 `store` keeps what people do, `library` the songs, `modelling` the models' curves, `ratings` the blind comparison,
 `export` what leaves the study, `app` the pages and `serving` the command behind `dsaml studio`.
 """
+
+from dsaml_jax.studio.serving import Settings, serve
+
+__all__ = [
+    "Settings",
+    "serve",
+]

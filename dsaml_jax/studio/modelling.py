@@ -23,15 +23,15 @@ import numpy as np
 from data_prep.base import DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
 from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND
-from dsaml_jax.checkpoints import LoadedModel, load_model, weights_digest
 from dsaml_jax.errors import UsageError
-from dsaml_jax.inference import Variables
-from dsaml_jax.personalize import (
+from dsaml_jax.listener import (
+    Variables,
     personalize_on,
     predict_features,
     save_personalized,
     support_windows,
 )
+from dsaml_jax.runs import LoadedModel, load_model, weights_digest
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.store import Participant, Row, Store
 from dsaml_jax.studio.takes import drawn_curve

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from dsaml_jax.errors import UsageError
-from dsaml_jax.experiment.statistics import paired_difference
+from dsaml_jax.experiment import paired_difference
 from dsaml_jax.studio.store import Participant, Row, Store
 
 SIDES = ("left", "right")

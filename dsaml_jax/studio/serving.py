@@ -14,8 +14,8 @@ import uvicorn
 
 from data_prep.analysis import embedder
 from data_prep.base import replacing
-from dsaml_jax.checkpoints import LoadedModel, at_strength, load_model, weights_digest
 from dsaml_jax.errors import UsageError
+from dsaml_jax.runs import LoadedModel, at_strength, load_model, weights_digest
 from dsaml_jax.studio.app import Study, application
 from dsaml_jax.studio.guard import is_loopback
 from dsaml_jax.studio.library import Library

@@ -28,7 +28,7 @@ Reader = Callable[[Path], object]
 
 def own_annotations(path: Path) -> object:
     """The CSV of `dsaml personalize`."""
-    from dsaml_jax.personalize import read_annotations
+    from dsaml_jax.listener import read_annotations
 
     return read_annotations(path)
 
@@ -75,14 +75,14 @@ def sound(path: Path) -> object:
 
 def run_json(path: Path) -> object:
     """The description of a run."""
-    from dsaml_jax.checkpoints import read_run_info
+    from dsaml_jax.runs import read_run_info
 
     return read_run_info(path.parent)
 
 
 def failure_bundle(path: Path) -> object:
     """What a step that failed leaves behind."""
-    from dsaml_jax.failures import read_bundle
+    from dsaml_jax.training import read_bundle
 
     return read_bundle(path)
 
@@ -118,8 +118,8 @@ def sound_seeds() -> list[bytes]:
 def run_seeds() -> list[bytes]:
     """The description of a small run."""
     from data_prep.features import TINY
-    from dsaml_jax.checkpoints import RUN_FILE, RunInfo, write_run_info
     from dsaml_jax.config import preset
+    from dsaml_jax.runs import RUN_FILE, RunInfo, write_run_info
 
     with tempfile.TemporaryDirectory() as folder:
         write_run_info(Path(folder), RunInfo(preset("tiny"), TINY, "synthetic 0123", "a note"))
@@ -132,10 +132,10 @@ def bundle_seeds() -> list[bytes]:
 
     from data_prep.features import TINY
     from dsaml_jax.base import SongBatch
-    from dsaml_jax.checkpoints import initial_variables
     from dsaml_jax.config import preset, with_settings
-    from dsaml_jax.failures import Bundle, write_bundle
-    from dsaml_jax.models.dsaml import DSAML
+    from dsaml_jax.models import DSAML
+    from dsaml_jax.runs import initial_variables
+    from dsaml_jax.training import Bundle, write_bundle
 
     small = (
         "width=4",
@@ -196,8 +196,8 @@ READERS = (
     "data_prep.folder",
     "data_prep.deam",
     "data_prep.pmemo",
-    "dsaml_jax.personalize",
-    "dsaml_jax.failures",
+    "dsaml_jax.listener.personal",
+    "dsaml_jax.training.failures",
 )
 """Modules whose branches guide the fuzzer, with those of the package that they load."""
 

@@ -28,7 +28,7 @@ from dsaml_jax import DSAML
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.config import preset
 from dsaml_jax.convert import to_torch
-from dsaml_jax.inference import predict_song
+from dsaml_jax.listener import predict_song
 
 MINUTES = (1, 2, 5, 10, 20)
 
@@ -87,7 +87,7 @@ def first_step(rounds: int) -> str:
     """Markdown: from the command line to the end of the first step, and of the second."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_corpus(Path(folder) / "corpus", songs=60, annotators=30)
-        command = [sys.executable, "-m", "dsaml_jax.cli"]
+        command = [sys.executable, "-m", "dsaml_jax"]
         data = str(Path(folder) / "data")
         prepare = [*command, "prepare", "synthetic", "--root", str(root), "--out", data, "--songs", "60", "--annotators", "30"]  # fmt: skip
         subprocess.run([*prepare, "--quiet"], check=True)

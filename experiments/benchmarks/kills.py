@@ -29,8 +29,7 @@ from pathlib import Path
 
 from timing import measured_on, write_result
 
-from dsaml_jax.checkpoints import CheckpointStore
-from dsaml_jax.runs import METRICS_FILE, read_status
+from dsaml_jax.runs import METRICS_FILE, CheckpointStore, read_status
 
 SETTINGS = (
     "model.width=16", "model.num_heads=2", "model.ffn_width=16", "training.steps=60", "training.log_every=5",
@@ -48,7 +47,7 @@ Found = Callable[[], bool]
 
 def dsaml(*arguments: object) -> list[str]:
     """A command."""
-    return [sys.executable, "-m", "dsaml_jax.cli", *map(str, arguments), "--quiet"]
+    return [sys.executable, "-m", "dsaml_jax", *map(str, arguments), "--quiet"]
 
 
 # ---- Cutting the power.

@@ -23,7 +23,7 @@ from timing import interleaved, measured_on, table, write_result
 
 from dsaml_jax import DSAML, ModelConfig, meta
 from dsaml_jax.adaptation import query_loss, support_loss
-from dsaml_jax.meta.memory import MEMORY_MODES
+from dsaml_jax.meta import MEMORY_MODES
 
 TASKS = 8
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = {
     "metrics": ("tests/test_metrics.py",),
     "losses": ("tests/test_losses.py",),
-    "tasks": ("tests/test_tasks.py",),
+    "corpus.tasks": ("tests/test_tasks.py",),
 }
 SLOWEST = 240
 """Seconds after which a mutant counts as noticed: it hangs."""
@@ -156,7 +156,7 @@ class Mutant:
     """One edit of a module.
 
     Attributes:
-      module: last part of its name.
+      module: its name below `dsaml_jax`.
       function: that it is in, `-` at the top.
       line: number of the first line changed.
       before: the lines that the edit touches, as one.
@@ -292,7 +292,7 @@ class _Finder(ast.NodeVisitor):
 
 def mutants_of(module: str) -> list[Mutant]:
     """All the mutants of a module, in the order of its lines."""
-    source = (ROOT / "dsaml_jax" / f"{module}.py").read_text()
+    source = (ROOT / "dsaml_jax" / f"{module.replace('.', '/')}.py").read_text()
     finder = _Finder()
     finder.visit(ast.parse(source))
     lines = source.splitlines(keepends=True)

@@ -53,7 +53,7 @@ def songs(config: ModelConfig, tasks: int, count: int, seed: int) -> SongBatch:
 
 
 def song(minutes: float, width: int = 1024) -> dict[str, np.ndarray]:
-    """Made-up features of a whole song, as :func:`dsaml_jax.inference.predict_song` reads them."""
+    """Made-up features of a whole song, as :func:`dsaml_jax.listener.predict_song` reads them."""
     steps = int(minutes * 120)
     random = np.random.default_rng(0)
     last = steps - WINDOW_STEPS

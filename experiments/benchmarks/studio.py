@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dsaml_jax.report import environment
+from dsaml_jax.reporting import environment
 from dsaml_jax.studio import serving
 
 SONGS = 100

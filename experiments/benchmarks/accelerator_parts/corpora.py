@@ -13,9 +13,8 @@ from data_prep.base import Provenance
 from data_prep.features import WINDOW_HOP, FeatureConfig
 from data_prep.shards import Corpus
 from dsaml_jax.base import WINDOW_STEPS
-from dsaml_jax.batches import Drawn, TaskArrays, batches, drawing
 from dsaml_jax.config import RunConfig, preset
-from dsaml_jax.corpus import held_out, pool_of, to_device
+from dsaml_jax.corpus import Drawn, TaskArrays, batches, drawing, held_out, pool_of, to_device
 
 
 class MemoryCorpus:

@@ -16,7 +16,7 @@ from problem import BANDS, FRAMES
 
 from dsaml_jax import ModelConfig
 from dsaml_jax.base import WINDOW_STEPS
-from dsaml_jax.models.spectrogram import output_size
+from dsaml_jax.models import output_size
 
 FLOAT = 4
 """Bytes."""

@@ -18,7 +18,7 @@ from data_prep.imagebind.fbank import CLIPS
 from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.config import MetaConfig, preset
-from dsaml_jax.inference import predict_song
+from dsaml_jax.listener import predict_song
 
 MINUTES = 0.75
 """Length of a song of DEAM."""

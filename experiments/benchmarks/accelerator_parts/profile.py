@@ -19,10 +19,12 @@ from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.adaptation import support_loss
 from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.corpus import gather_windows
-from dsaml_jax.models.adapter import ImageBindAdapter
-from dsaml_jax.models.attention import DualScaleEncoder
-from dsaml_jax.models.predictor import SequencePredictor
-from dsaml_jax.models.spectrogram import SpectrogramBranch
+from dsaml_jax.models import (
+    DualScaleEncoder,
+    ImageBindAdapter,
+    SequencePredictor,
+    SpectrogramBranch,
+)
 
 Part = tuple[Program, Work, int]
 """Program, what it has to do, and how often a meta-step does it."""

@@ -23,7 +23,7 @@ from accelerator_parts.report import Report
 from accelerator_parts.sizes import Size
 from dsaml_jax import meta
 from dsaml_jax.base import SongBatch
-from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode
+from dsaml_jax.meta import MEMORY_MODES, MemoryMode
 
 FIRST = "first order"
 RUN: tuple[MemoryMode, ...] = ("mixed-sqrt", "remat-sqrt", "mixed", "remat", "plain")

@@ -16,7 +16,7 @@ from accelerator_parts.sizes import Size
 from dsaml_jax import DSAML
 from dsaml_jax.config import RunConfig
 from dsaml_jax.devices import Devices
-from dsaml_jax.steps import TrainState, make_optimizer, make_pdmer_step
+from dsaml_jax.training import TrainState, make_optimizer, make_pdmer_step
 
 LOG_EVERY = 10
 """Meta-steps after which the trainer reads its numbers, and so waits for the device."""

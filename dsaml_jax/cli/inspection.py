@@ -13,19 +13,22 @@ import numpy as np
 from flax import traverse_util
 
 from dsaml_jax.adaptation import to_learned
-from dsaml_jax.checkpoints import (
-    CHECKPOINTS,
-    CheckpointStore,
-    DamagedCheckpoint,
-    load_model,
-    read_run_info,
-    variables_like,
-)
 from dsaml_jax.config import RunConfig, to_json
 from dsaml_jax.errors import UsageError
-from dsaml_jax.run_report import duration
-from dsaml_jax.runs import RUN_FILE, RunStatus, read_metrics, read_status
-from dsaml_jax.steps import make_optimizer
+from dsaml_jax.reporting import duration
+from dsaml_jax.runs import (
+    CHECKPOINTS,
+    RUN_FILE,
+    CheckpointStore,
+    DamagedCheckpoint,
+    RunStatus,
+    load_model,
+    read_metrics,
+    read_run_info,
+    read_status,
+    variables_like,
+)
+from dsaml_jax.training import make_optimizer
 
 SEARCH_DEPTH = 3
 """Folders below the one that is named in which runs are looked for."""
@@ -215,3 +218,8 @@ def export_model(workdir: Path, out: Path) -> int:
     with replacing(out) as temporary:
         save_file(arrays, temporary, metadata)
     return sum(value.size for value in arrays.values())
+
+
+def stay_on_the_host() -> None:
+    """Whoever looks at a run leaves the accelerator to it."""
+    jax.config.update("jax_platforms", "cpu")

@@ -14,10 +14,9 @@ import optax
 from dsaml_jax import meta
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
 from dsaml_jax.base import PyTree
-from dsaml_jax.batches import TaskArrays, WindowArrays
 from dsaml_jax.config import RunConfig, TrainingConfig
-from dsaml_jax.corpus import DeviceCorpus, gather_windows
-from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.corpus import DeviceCorpus, TaskArrays, WindowArrays, gather_windows
+from dsaml_jax.models import DSAML
 
 Terms = dict[str, jax.Array]
 
@@ -69,7 +68,7 @@ def make_dmer_step(
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
-    """Steps of DMER; `drawn` is :class:`~dsaml_jax.batches.WindowArrays`. Results go to `sharding`."""
+    """Steps of DMER; `drawn` is :class:`~dsaml_jax.corpus.WindowArrays`. Results go to `sharding`."""
     dropout = model.config.dropout > 0.0
 
     def step(
@@ -96,7 +95,7 @@ def make_pdmer_step(
     sharding: jax.sharding.Sharding | None = None,
     devices: int = 1,
 ) -> Step:
-    """Meta-steps; `drawn` is :class:`~dsaml_jax.batches.TaskArrays`. Results go to `sharding`."""
+    """Meta-steps; `drawn` is :class:`~dsaml_jax.corpus.TaskArrays`. Results go to `sharding`."""
     dropout = model.config.dropout > 0.0
     algorithm = inner_algorithm(config.meta)
     by_batch = config.meta.batch_norm == "batch"

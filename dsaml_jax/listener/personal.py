@@ -18,11 +18,10 @@ from data_prep.reading import csv_lines, number
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
-from dsaml_jax.checkpoints import LoadedModel, save_model
-from dsaml_jax.corpus import windows_to_draw
+from dsaml_jax.corpus import evenly_spread, windows_to_draw
 from dsaml_jax.errors import UsageError
-from dsaml_jax.inference import Variables, predict_song
-from dsaml_jax.tasks import evenly_spread
+from dsaml_jax.listener.curves import Variables, predict_song
+from dsaml_jax.runs import LoadedModel, save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +231,7 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
 def save_personalized(
     directory: Path, loaded: LoadedModel, result: Personalized, song: str
 ) -> None:
-    """Writes the personalised model; see :func:`dsaml_jax.checkpoints.save_model`."""
+    """Writes the personalised model; see :func:`dsaml_jax.runs.save_model`."""
     note = f"personalised on {result.labelled_seconds:g} s of {printable(song)}"
     info = dataclasses.replace(loaded.info, note=note)
     save_model(directory, result.variables, info, step=loaded.step)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from data_prep.base import replacing
 from dsaml_jax.evaluation import METRICS, Evaluation, dimensions_of
-from dsaml_jax.figures import to_svg
+from dsaml_jax.reporting.figures import to_svg
 
 _PACKAGES = ("dsaml_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -124,7 +124,7 @@ def drawn(pictures: list[Picture]) -> list[tuple[str, str, Markup]]:
 def render(path: Path, template: str, **values: object) -> None:
     """Fills a template; what is put into it is text, whatever it holds."""
     templates = Environment(
-        loader=PackageLoader("dsaml_jax"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("dsaml_jax.reporting"), autoescape=True, undefined=StrictUndefined
     )
     page = templates.get_template(template).render(**values)
     with replacing(path) as temporary:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from data_prep.shards import Corpus
+from dsaml_jax.corpus.windows import labelled_windows
 from dsaml_jax.errors import UsageError
 
 SUPPORT_WINDOWS = 4
@@ -294,3 +296,14 @@ def same_song_tasks(pool: TaskPool, *, most: int | None = None) -> TaskBatch:
         picked = np.linspace(0, len(ratings) - 1, most).round().astype(int)
         ratings, who = ratings[picked], who[picked]
     return _batch(pool, who, ratings[:, None], ratings[:, None], draw=None)
+
+
+def pool_of(corpus: Corpus, ratings: np.ndarray, *, min_songs: int) -> TaskPool:
+    """Who can make tasks of these ratings; see :func:`make_pool`."""
+    return make_pool(
+        ratings,
+        corpus.rating_annotator,
+        corpus.rating_song,
+        labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings),
+        min_songs=min_songs,
+    )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsaml_jax.base import WINDOW_STEPS
-from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.models import DSAML
 
 Variables = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from data_prep.shards import Corpus
-from dsaml_jax.corpus import Fold, Part, held_out, identity
+from dsaml_jax.corpus.folds import Fold, Part, held_out, identity
 from dsaml_jax.errors import UsageError
 
 

@@ -1,9 +1,6 @@
-"""A prepared corpus on the device, who is held out, and windows gathered by index.
+"""Who is held out: songs and annotators are dealt to training, validation and test.
 
-`Corpus` (numpy, from `data_prep.shards`) says what there is; :func:`held_out` deals songs and annotators
-to training, validation and test; :class:`DeviceCorpus` is what a jitted step indexes. Features go to the
-device once; a step receives only small integers. Where they are too large for that, `dsaml_jax.batches`
-makes a small `DeviceCorpus` for every step.
+`Corpus` (numpy, from `data_prep.shards`) says what there is; :func:`held_out` deals it, by the corpus's own split or as one of several folds.
 """
 
 from __future__ import annotations
@@ -11,20 +8,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import chex
-import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_prep.base import SPLITS, copies, deal, shuffled
 from data_prep.curves import mean_curve
-from data_prep.features import WINDOW_HOP
-from data_prep.shards import Corpus, read_features
-from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, WINDOW_STEPS, SongBatch
+from data_prep.shards import Corpus
+from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.config import TrainingConfig
 from dsaml_jax.errors import UsageError
-from dsaml_jax.tasks import TaskPool, make_pool
 
 ANNOTATOR_SHARES = (0.15, 0.2)
 """Shares of the annotators held out for validation and for the test."""
@@ -181,74 +172,10 @@ def recordings(corpus: Corpus) -> np.ndarray:
     return np.array([place[copy_of.get(song, song)] for song in corpus.song_ids])
 
 
-@flax.struct.dataclass
-class DeviceCorpus:
-    """Arrays of a :class:`data_prep.shards.Corpus` that a jitted step gathers from.
-
-    Attributes are as there, and:
-      target: `[n, 2]`, the curve DMER learns.
-      feature_start: `[N]` first row of each song in `log_mel`: `song_start`, unless only some songs'
-        features are here.
-      per_step: whether there is one embedding per step rather than per window; static.
-      window_steps: `T`, see :func:`window_steps`; static.
-    """
-
-    log_mel: chex.Array
-    embedding: chex.Array
-    target: chex.Array
-    ratings: chex.Array
-    feature_start: chex.Array
-    song_start: chex.Array
-    song_steps: chex.Array
-    window_first: chex.Array
-    window_count: chex.Array
-    window_start: chex.Array
-    embedding_first: chex.Array
-    rating_song: chex.Array
-    rating_first: chex.Array
-    per_step: bool = flax.struct.field(pytree_node=False)
-    window_steps: int = flax.struct.field(pytree_node=False, default=WINDOW_STEPS)
-
-
 def dimensions(corpus: Corpus) -> tuple[str, ...]:
     """Those that anything of a corpus is labelled in."""
     known = np.isfinite(corpus.mean).any(axis=0) | np.isfinite(corpus.ratings).any(axis=0)
     return tuple(name for name, there in zip(DIMENSIONS, known, strict=True) if there)
-
-
-def window_steps(corpus: Corpus) -> int:
-    """`T`: the steps of a window, or of the longest song where all are shorter, as excerpts are."""
-    return min(WINDOW_STEPS, int(corpus.song_steps.max()))
-
-
-_SHARED = ("ratings", "song_start", "song_steps", "window_first", "window_count", "window_start",
-           "rating_song", "rating_first")  # fmt: skip
-
-
-def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = None) -> DeviceCorpus:
-    """Copies a corpus to the default device.
-
-    Args:
-      corpus: where from.
-      target: `[n, 2]`, the curve of DMER.
-      songs: indices of the songs whose features are needed, for a corpus whose features are on disk. Of
-        the others nothing must be gathered. None: all.
-    """
-    if corpus.log_mel is None:
-        wanted = np.arange(len(corpus.song_ids)) if songs is None else np.unique(songs)
-        features = vars(read_features(corpus, wanted))
-    else:
-        features = {
-            "log_mel": corpus.log_mel,
-            "embedding": corpus.embedding,
-            "feature_start": corpus.song_start,
-            "embedding_first": corpus.embedding_first,
-        }
-    arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
-    per_step = corpus.features.embedding_per == "step"
-    return DeviceCorpus(
-        per_step=per_step, window_steps=window_steps(corpus), **jax.device_put(arrays)
-    )
 
 
 def consensus_target(corpus: Corpus, part: Part) -> np.ndarray:
@@ -284,103 +211,3 @@ def song_weights(corpus: Corpus, part: Part, songs: np.ndarray) -> np.ndarray:
     count = np.bincount(corpus.rating_song[part.consensus], minlength=len(corpus.song_ids))[songs]
     weight: np.ndarray = np.where(corpus.raters[songs] > 0, count / (count + RATER_NOISE), 1.0)
     return weight
-
-
-def labelled_windows(
-    corpus: Corpus, song: np.ndarray, first: np.ndarray, values: np.ndarray
-) -> np.ndarray:
-    """Which windows training and adaptation may draw of each of K curves; see :func:`windows_to_draw`.
-
-    Args:
-      corpus: whose songs.
-      song: `[K]`.
-      first: `[K]` first row of each curve in `values`.
-      values: `[*, 2]` arousal and valence, NaN where unlabelled.
-
-    Returns:
-      `[K, W]` bool, W the most windows that any song has.
-    """
-    return windows_to_draw(corpus.song_steps[song], first, values, int(corpus.window_count.max()))
-
-
-def windows_to_draw(
-    steps: np.ndarray, first: np.ndarray, values: np.ndarray, windows: int
-) -> np.ndarray:
-    """Which windows of songs training and adaptation may draw, of a corpus or of anybody's own.
-
-    Those on the 15 s grid with at least :data:`~dsaml_jax.base.MIN_LABELLED_STEPS` steps that are labelled
-    in either dimension (or all, in a shorter song). The last window of a song is flush with its end; where
-    that is off the grid it overlaps its neighbour almost wholly, so it is drawn only where no other can be.
-
-    Args:
-      steps: `[K]` of the songs.
-      first: `[K]` first row of each curve in `values`.
-      values: `[*, 2]` arousal and valence, NaN where unlabelled.
-      windows: `W`, at least as many as any song has.
-
-    Returns:
-      `[K, W]` bool.
-    """
-    until = np.concatenate([[0], np.cumsum(np.isfinite(values).any(axis=-1))])
-    window, steps = np.arange(windows)[None], steps[:, None]
-    on_grid = np.maximum((steps - WINDOW_STEPS) // WINDOW_HOP + 1, 1)
-    flush = (window == on_grid) & (steps > (on_grid - 1) * WINDOW_HOP + WINDOW_STEPS)
-    begin = np.minimum(window * WINDOW_HOP, steps)
-    begin = np.where(flush, steps - WINDOW_STEPS, begin)
-    end = np.minimum(begin + WINDOW_STEPS, steps)
-    labelled = until[first[:, None] + end] - until[first[:, None] + begin]
-    enough = (labelled >= np.minimum(MIN_LABELLED_STEPS, end - begin)) & (labelled > 0)
-    drawn = (window < on_grid) & enough
-    return drawn | (flush & enough & ~drawn.any(axis=1, keepdims=True))
-
-
-def pool_of(corpus: Corpus, ratings: np.ndarray, *, min_songs: int) -> TaskPool:
-    """Who can make tasks of these ratings; see :func:`dsaml_jax.tasks.make_pool`."""
-    return make_pool(
-        ratings,
-        corpus.rating_annotator,
-        corpus.rating_song,
-        labelled_windows(corpus, corpus.rating_song, corpus.rating_first, corpus.ratings),
-        min_songs=min_songs,
-    )
-
-
-def gather_windows(
-    corpus: DeviceCorpus, song: chex.Array, window: chex.Array, rating: chex.Array | None = None
-) -> SongBatch:
-    """Windows by index, inside `jit`.
-
-    Args:
-      corpus: where from.
-      song: `[B]` int32.
-      window: `[B]` int32, which window of the song.
-      rating: `[B]` int32, whose curve is the label; below 0 marks padding (nothing is present). None:
-        `corpus.target`.
-
-    Returns:
-      a batch of `B` windows, features in float32.
-    """
-    chex.assert_rank([song, window], 1)
-    start = corpus.window_start[corpus.window_first[song] + window][:, None]
-    offset = start + jnp.arange(corpus.window_steps)[None]  # [B, T], within the song
-    present = offset < corpus.song_steps[song][:, None]
-    offset = jnp.where(present, offset, 0)
-    embedding_rows = corpus.embedding_first[song][:, None]
-    embedding_rows = embedding_rows + (offset if corpus.per_step else window[:, None])
-    if rating is None:
-        labels = corpus.target[corpus.song_start[song][:, None] + offset]
-        labelled = present
-    else:
-        labels = corpus.ratings[corpus.rating_first[jnp.maximum(rating, 0)][:, None] + offset]
-        present = present & (rating >= 0)[:, None]  # padding must not reach BatchNorm either
-        labelled = present
-    finite = jnp.isfinite(labels)
-    labels = jnp.where(finite, labels, 0.0)
-    return SongBatch(
-        log_mel=corpus.log_mel[corpus.feature_start[song][:, None] + offset].astype(jnp.float32),
-        embedding=corpus.embedding[embedding_rows],
-        arousal=labels[..., 0],
-        valence=labels[..., 1],
-        present=present,
-        labelled=labelled[..., None] & finite,
-    )

@@ -1,20 +1,11 @@
-"""Orbax checkpoints: training states that resume, and models that predict.
-
-A run's directory holds `run.json` (configuration, features, where the data came from) and `checkpoints/`. The
-directory a personalised model lives in has the same two, with one checkpoint, so whatever reads one reads the
-other.
-"""
+"""Orbax checkpoints of one folder: whole or not at all, with checksums."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
-import json
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,19 +14,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from flax import traverse_util
 
-from data_prep.base import DataError, replacing, sync, sync_folder
-from data_prep.features import FeatureConfig
-from data_prep.plain import from_plain, parse_json
-from dsaml_jax.adaptation import to_learned, to_variables
-from dsaml_jax.base import DIMENSIONS, ModelConfig, PyTree
-from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json, with_settings
+from data_prep.base import sync, sync_folder
+from data_prep.plain import parse_json
+from dsaml_jax.base import PyTree
 from dsaml_jax.devices import is_first
 from dsaml_jax.errors import UsageError
-from dsaml_jax.models.dsaml import DSAML
-from dsaml_jax.runs import RUN_FILE
-from dsaml_jax.seen import Seen
+from dsaml_jax.runs.log import RUN_FILE
 
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
@@ -44,108 +29,6 @@ SCHEMA_VERSION = 2
 
 _MODEL, _OPTIMIZER, _EXTRA = "model", "optimizer", "extra"
 _DELETED = ".deleted"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunInfo:
-    """What `run.json` says.
-
-    Attributes:
-      config: of the run.
-      features: what its model reads.
-      data: what it was trained on, see :func:`dsaml_jax.corpus.identity`.
-      note: one line on where the model came from, for people.
-      dimensions: what it was trained on, and so what its output means something in.
-      seen: songs and people that it must not be judged by.
-    """
-
-    config: RunConfig
-    features: FeatureConfig
-    data: str
-    note: str = ""
-    dimensions: tuple[str, ...] = DIMENSIONS
-    seen: Seen = Seen()
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to predict.
-
-    Attributes:
-      model: the network.
-      variables: `params`, `batch_stats` and, where they were learned, the inner `rates`.
-      info: of the run it came from.
-      step: of the checkpoint.
-    """
-
-    model: DSAML
-    variables: dict[str, Any]
-    info: RunInfo
-    step: int
-
-
-def write_run_info(directory: Path, info: RunInfo) -> None:
-    """Writes `run.json`, whole or not at all."""
-    values = {
-        "format_version": FORMAT_VERSION,
-        "config": to_json(info.config),
-        "features": dataclasses.asdict(info.features),
-        "data": info.data,
-        "note": info.note,
-        "dimensions": info.dimensions,
-        "seen": {name: " ".join(digests) for name, digests in vars(info.seen).items()},
-    }
-    with replacing(directory / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
-
-
-def read_run_info(directory: Path) -> RunInfo:
-    """Reads `run.json`.
-
-    Raises:
-      UsageError: it is missing, damaged, or of another version.
-    """
-    path = directory / RUN_FILE
-    if not path.is_file():
-        raise UsageError(f"{directory}: not a run or a personalised model (it has no {RUN_FILE})")
-    try:
-        values = parse_json(path.read_text())
-        version = values["format_version"]
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"{path}: format version {version}; this version reads {FORMAT_VERSION}"
-            )
-        return RunInfo(
-            from_json(values["config"], str(path)),
-            from_plain(FeatureConfig, values["features"]),
-            str(values["data"]),
-            str(values["note"]),
-            _read_dimensions(values.get("dimensions", DIMENSIONS)),
-            _read_seen(values.get("seen", {})),
-        )
-    except (ValueError, KeyError, TypeError, DataError) as error:
-        raise UsageError(f"{path}: damaged or of another version ({error})") from None
-
-
-def _read_dimensions(names: Any) -> tuple[str, ...]:
-    found = tuple(name for name in DIMENSIONS if name in names)
-    if not found or len(found) != len(names):
-        raise ValueError(f"dimensions {names!r}")
-    return found
-
-
-def _read_seen(values: Any) -> Seen:
-    fields = from_plain(_SeenLines, values)
-    return Seen(**{name: tuple(digests.split()) for name, digests in vars(fields).items()})
-
-
-@dataclasses.dataclass(frozen=True)
-class _SeenLines:
-    """As in the file: digests with spaces between them."""
-
-    songs: str = ""
-    sounds: str = ""
-    people: str = ""
 
 
 class DamagedCheckpoint(UsageError):
@@ -398,126 +281,3 @@ def checksum(tree: PyTree) -> str:
 
 def _reason(error: object) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def save_model(
-    directory: Path, variables: Mapping[str, Any], info: RunInfo, *, step: int = 0
-) -> None:
-    """Writes a model by itself, for prediction: to a new or empty folder, whole or not at all.
-
-    Raises:
-      UsageError: the folder holds something.
-    """
-    require_free(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
-    try:
-        store = CheckpointStore(temporary)
-        try:
-            store.save(step, variables, score=0.0)
-        finally:
-            store.close()
-        write_run_info(temporary, info)
-        temporary.chmod(0o755)
-        os.replace(temporary, directory)
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(directory: Path) -> None:
-    """Removes a folder that writers of a failed save may still put files in, directories made anew for them."""
-    for _ in range(10):
-        shutil.rmtree(directory, ignore_errors=True)
-        time.sleep(0.1)
-        if not directory.exists():
-            return
-
-
-def require_free(directory: Path) -> None:
-    """Raises UsageError unless `directory` is missing or an empty folder."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
-
-
-def load_model(directory: Path) -> LoadedModel:
-    """The best model of a run, or a personalised one.
-
-    Raises:
-      UsageError: `directory` holds neither, or what it holds does not fit its own configuration.
-    """
-    info = read_run_info(directory)
-    model = DSAML(info.config.model)
-    store = CheckpointStore(directory, read_only=True)
-    try:
-        if not store.steps():
-            raise UsageError(f"{directory}: has no checkpoint yet")
-        step = store.best_step()
-        assert step is not None
-        like = variables_like(info.config, info.features)
-        return LoadedModel(model, store.restore_model(step, like), info, step)
-    finally:
-        store.close()
-
-
-def at_strength(loaded: LoadedModel, strength: float | None) -> LoadedModel:
-    """The same model, adapting by another share of the way (`meta.strength`); None: as it is.
-
-    Raises:
-      UsageError: not in [0, 1].
-    """
-    if strength is None:
-        return loaded
-    config = with_settings(loaded.info.config, [f"meta.strength={strength}"])
-    return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, config=config))
-
-
-def weights_digest(loaded: LoadedModel) -> str:
-    """Digest of all numbers of a model."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(loaded.variables):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
-    """Freshly drawn `params` and `batch_stats` for these features."""
-    log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))
-    width = model.config.embedding_width or model.config.width
-    embedding = jax.numpy.zeros((1, 1, width))
-    return dict(model.init(key, log_mel, embedding))
-
-
-def require_variables(
-    variables: Mapping[str, Any], model: ModelConfig, features: FeatureConfig, where: str
-) -> None:
-    """Raises UsageError unless these are finite numbers in the shapes of the model's `params` and `batch_stats`."""
-
-    def init() -> dict[str, Any]:
-        return initial_variables(DSAML(model), features, jax.random.key(0))
-
-    expected = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
-    found = traverse_util.flatten_dict(dict(variables), sep="/")
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in expected or name not in found:
-            what = "is missing" if name in expected else "is not of this model"
-            raise UsageError(f"{where}: {name!r} {what}")
-        if tuple(found[name].shape) != expected[name].shape:
-            raise UsageError(
-                f"{where}: {name!r} has the shape {list(found[name].shape)} instead of "
-                f"{list(expected[name].shape)}"
-            )
-        if not np.isfinite(found[name]).all():
-            raise UsageError(f"{where}: {name!r} holds numbers that are not finite")
-
-
-def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:
-    """Shapes of the variables that a run's checkpoints hold."""
-
-    def make() -> dict[str, Any]:
-        variables = initial_variables(DSAML(config.model), features, jax.random.key(0))
-        if config.training.task == "dmer":
-            return variables
-        return to_variables(to_learned(config.meta, variables), variables["batch_stats"])
-
-    return jax.eval_shape(make)

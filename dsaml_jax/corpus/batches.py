@@ -19,14 +19,10 @@ import numpy as np
 
 from data_prep.shards import Corpus
 from dsaml_jax.config import RunConfig
-from dsaml_jax.corpus import (
-    DeviceCorpus,
-    Part,
-    labelled_windows,
-    song_weights,
-    window_steps,
-)
-from dsaml_jax.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
+from dsaml_jax.corpus.device import DeviceCorpus, window_steps
+from dsaml_jax.corpus.folds import Part, song_weights
+from dsaml_jax.corpus.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
+from dsaml_jax.corpus.windows import labelled_windows
 
 AHEAD = 2
 """Steps whose features wait in host memory."""
@@ -42,7 +38,7 @@ class WindowArrays:
 
 @flax.struct.dataclass
 class TaskArrays:
-    """Indices of the :class:`~dsaml_jax.tasks.TaskBatch` of `n` steps, `[n, tasks, S]` and `[n, tasks, Q]`."""
+    """Indices of the :class:`~dsaml_jax.corpus.TaskBatch` of `n` steps, `[n, tasks, S]` and `[n, tasks, Q]`."""
 
     support: chex.Array
     support_song: chex.Array

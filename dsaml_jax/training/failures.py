@@ -19,11 +19,10 @@ from data_prep.plain import parse_json
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss, to_learned
 from dsaml_jax.base import SongBatch
-from dsaml_jax.batches import Drawn, TaskArrays, WindowArrays
 from dsaml_jax.config import RunConfig, from_json, to_json
-from dsaml_jax.corpus import DeviceCorpus, gather_windows
+from dsaml_jax.corpus import DeviceCorpus, Drawn, TaskArrays, WindowArrays, gather_windows
 from dsaml_jax.errors import UsageError
-from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.models import DSAML
 
 FAILURES_FOLDER = "failures"
 _BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(SongBatch))
@@ -334,7 +333,7 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def report(bundle: Bundle, found: Replay) -> list[str]:
+def replay_lines(bundle: Bundle, found: Replay) -> list[str]:
     """What a replay tells, in lines."""
     lines = [f"step {bundle.step}: {bundle.what}", f"loss: {found.loss:g}"]
     lines += [f"gradient norm of {name}: {norm:g}" for name, norm in found.gradient_norms.items()]

@@ -19,26 +19,13 @@ from data_prep.prepare import prepare
 from data_prep.shards import Corpus, read_corpus
 from data_prep.synthetic import write_corpus
 from data_prep.synthetic.corpus import PROVENANCE
-from dsaml_jax import figures
-from dsaml_jax.checkpoints import LoadedModel, load_model
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import gather_windows, held_out, to_device
-from dsaml_jax.evaluation import (
-    Evaluation,
-    ListenerCurves,
-    evaluate,
-    table,
-    write_evaluation,
-)
-from dsaml_jax.personalize import (
-    personalize,
-    predict_file,
-    save_personalized,
-    write_curve,
-)
+from dsaml_jax.evaluation import Evaluation, ListenerCurves, evaluate, table, write_evaluation
+from dsaml_jax.listener import personalize, predict_file, save_personalized, write_curve
 from dsaml_jax.progress import Console
-from dsaml_jax.report import Picture, write_report
-from dsaml_jax.runs import read_metrics
+from dsaml_jax.reporting import Picture, figures, write_report
+from dsaml_jax.runs import LoadedModel, load_model, read_metrics
 from dsaml_jax.training import train
 
 

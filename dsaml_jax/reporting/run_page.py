@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.plain import parse_json
-from dsaml_jax.checkpoints import read_run_info
 from dsaml_jax.config import flatten
 from dsaml_jax.errors import UsageError
-from dsaml_jax.runs import REPORT_FILE, RunStatus, read_metrics, read_status
+from dsaml_jax.runs import REPORT_FILE, RunStatus, read_metrics, read_run_info, read_status
 
 
 def write_run_report(workdir: Path) -> None:
@@ -20,9 +19,9 @@ def write_run_report(workdir: Path) -> None:
       OSError: it cannot be written.
     """
     # Drawing is loaded here, so that a start of training does not wait for it.
-    from dsaml_jax import figures
     from dsaml_jax.evaluation import COLUMNS, METRICS, dimensions_of
-    from dsaml_jax.report import Picture, best_methods, drawn, environment, render
+    from dsaml_jax.reporting import figures
+    from dsaml_jax.reporting.report import Picture, best_methods, drawn, environment, render
 
     info = read_run_info(workdir)
     status = read_status(workdir)  # a model by itself has none

@@ -1,0 +1,70 @@
+"""`dsaml evaluate`: scores of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsaml_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsaml_jax.config import TrainingConfig
+
+from dsaml_jax.cli.arguments import Register, add_folds, add_stream_above
+
+
+def add(register: Register) -> None:
+    """Registers `dsaml evaluate` and its arguments."""
+    evaluate = register("evaluate", run, "Score a run on the test songs, beside simple baselines")  # fmt: skip
+    evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
+    evaluate.add_argument("--protocol", choices=("clean", "reference"),
+                          help="clean: unseen songs and annotators, adapt on another song (default: as trained)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
+    add_folds(evaluate)
+    add_stream_above(evaluate)
+    evaluate.add_argument("--seen-songs", action="store_true", help="judge also by songs and people that the model was trained on, as of another corpus")  # fmt: skip
+    evaluate.add_argument("--dmer", type=Path, help="a DMER run, for the baselines that start from it")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs `dsaml evaluate`."""
+    from data_prep.shards import read_corpus
+    from dsaml_jax.evaluation import evaluate, keep_evaluation, table
+    from dsaml_jax.progress import Console
+    from dsaml_jax.reporting import write_run_report
+    from dsaml_jax.runs import load_model
+
+    console = Console(options.quiet)
+    dmer = load_model(options.dmer) if options.dmer else None
+    run = load_model(options.workdir)
+    _require_asked_fold(options, run.info.config.training)
+    evaluation, _ = evaluate(
+        run,
+        read_corpus(options.data, stream_above_gb=options.stream_above),
+        protocol=options.protocol,
+        dmer=dmer,
+        seen_songs=options.seen_songs,
+        console=console,
+    )
+    kept = keep_evaluation(evaluation, options.workdir)
+    facts = evaluation.facts
+    console.say(
+        f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
+        f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs, {facts['held_out']}: "
+        f"mean ± sd over {'people' if evaluation.task == 'pdmer' else 'songs'}"
+    )
+    console.say(table(evaluation))
+    console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
+    write_run_report(options.workdir)
+
+
+def _require_asked_fold(options: argparse.Namespace, training: TrainingConfig) -> None:
+    """A run is judged on the fold that it was trained for; naming another is a mistake."""
+    for name in ("folds", "song_folds", "fold"):
+        asked = getattr(options, name)
+        if asked is not None and asked != getattr(training, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {asked}: the run was trained with {getattr(training, name)}; "
+                "who is held out is the run's to say"
+            )

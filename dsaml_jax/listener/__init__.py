@@ -1,0 +1,36 @@
+"""Curves of whole songs, and one person's own model of them.
+
+`curves` stitches the windows of a song into one curve; `personal` reads a sound file and a person's annotations, adapts and predicts.
+"""
+
+from dsaml_jax.listener.curves import Variables, predict_song, song_curve
+from dsaml_jax.listener.personal import (
+    curve_table,
+    features_of_file,
+    personalize,
+    personalize_on,
+    predict_features,
+    predict_file,
+    read_annotations,
+    save_personalized,
+    support_batch,
+    support_windows,
+    write_curve,
+)
+
+__all__ = [
+    "Variables",
+    "curve_table",
+    "features_of_file",
+    "personalize",
+    "personalize_on",
+    "predict_features",
+    "predict_file",
+    "predict_song",
+    "read_annotations",
+    "save_personalized",
+    "song_curve",
+    "support_batch",
+    "support_windows",
+    "write_curve",
+]

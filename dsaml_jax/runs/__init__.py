@@ -1,0 +1,56 @@
+"""What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
+
+`info` is the run's identity, `store` its Orbax checkpoints, `models` a model loaded or saved, `log` what is written while it trains.
+"""
+
+from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
+from dsaml_jax.runs.log import (
+    METRICS_FILE,
+    REPORT_FILE,
+    RUN_FILE,
+    RunLog,
+    RunStatus,
+    State,
+    only_here,
+    read_metrics,
+    read_status,
+)
+from dsaml_jax.runs.models import (
+    LoadedModel,
+    at_strength,
+    initial_variables,
+    load_model,
+    require_free,
+    require_variables,
+    save_model,
+    variables_like,
+    weights_digest,
+)
+from dsaml_jax.runs.store import CHECKPOINTS, CheckpointStore, DamagedCheckpoint
+
+__all__ = [
+    "CHECKPOINTS",
+    "METRICS_FILE",
+    "REPORT_FILE",
+    "RUN_FILE",
+    "CheckpointStore",
+    "DamagedCheckpoint",
+    "LoadedModel",
+    "RunInfo",
+    "RunLog",
+    "RunStatus",
+    "State",
+    "at_strength",
+    "initial_variables",
+    "load_model",
+    "only_here",
+    "read_metrics",
+    "read_run_info",
+    "read_status",
+    "require_free",
+    "require_variables",
+    "save_model",
+    "variables_like",
+    "weights_digest",
+    "write_run_info",
+]

@@ -1,0 +1,171 @@
+"""Models ready to predict, read from a run's folder or written to one of their own.
+
+A run's directory holds `run.json` (configuration, features, where the data came from) and `checkpoints/`. The
+directory a personalised model lives in has the same two, with one checkpoint, so whatever reads one reads the
+other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from data_prep.features import FeatureConfig
+from dsaml_jax.adaptation import to_learned, to_variables
+from dsaml_jax.base import ModelConfig
+from dsaml_jax.config import RunConfig, with_settings
+from dsaml_jax.errors import UsageError
+from dsaml_jax.models import DSAML
+from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
+from dsaml_jax.runs.store import CheckpointStore
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to predict.
+
+    Attributes:
+      model: the network.
+      variables: `params`, `batch_stats` and, where they were learned, the inner `rates`.
+      info: of the run it came from.
+      step: of the checkpoint.
+    """
+
+    model: DSAML
+    variables: dict[str, Any]
+    info: RunInfo
+    step: int
+
+
+def save_model(
+    directory: Path, variables: Mapping[str, Any], info: RunInfo, *, step: int = 0
+) -> None:
+    """Writes a model by itself, for prediction: to a new or empty folder, whole or not at all.
+
+    Raises:
+      UsageError: the folder holds something.
+    """
+    require_free(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
+    try:
+        store = CheckpointStore(temporary)
+        try:
+            store.save(step, variables, score=0.0)
+        finally:
+            store.close()
+        write_run_info(temporary, info)
+        temporary.chmod(0o755)
+        os.replace(temporary, directory)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(directory: Path) -> None:
+    """Removes a folder that writers of a failed save may still put files in, directories made anew for them."""
+    for _ in range(10):
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.1)
+        if not directory.exists():
+            return
+
+
+def require_free(directory: Path) -> None:
+    """Raises UsageError unless `directory` is missing or an empty folder."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
+
+
+def load_model(directory: Path) -> LoadedModel:
+    """The best model of a run, or a personalised one.
+
+    Raises:
+      UsageError: `directory` holds neither, or what it holds does not fit its own configuration.
+    """
+    info = read_run_info(directory)
+    model = DSAML(info.config.model)
+    store = CheckpointStore(directory, read_only=True)
+    try:
+        if not store.steps():
+            raise UsageError(f"{directory}: has no checkpoint yet")
+        step = store.best_step()
+        assert step is not None
+        like = variables_like(info.config, info.features)
+        return LoadedModel(model, store.restore_model(step, like), info, step)
+    finally:
+        store.close()
+
+
+def at_strength(loaded: LoadedModel, strength: float | None) -> LoadedModel:
+    """The same model, adapting by another share of the way (`meta.strength`); None: as it is.
+
+    Raises:
+      UsageError: not in [0, 1].
+    """
+    if strength is None:
+        return loaded
+    config = with_settings(loaded.info.config, [f"meta.strength={strength}"])
+    return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, config=config))
+
+
+def weights_digest(loaded: LoadedModel) -> str:
+    """Digest of all numbers of a model."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(loaded.variables):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
+    """Freshly drawn `params` and `batch_stats` for these features."""
+    log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))
+    width = model.config.embedding_width or model.config.width
+    embedding = jax.numpy.zeros((1, 1, width))
+    return dict(model.init(key, log_mel, embedding))
+
+
+def require_variables(
+    variables: Mapping[str, Any], model: ModelConfig, features: FeatureConfig, where: str
+) -> None:
+    """Raises UsageError unless these are finite numbers in the shapes of the model's `params` and `batch_stats`."""
+
+    def init() -> dict[str, Any]:
+        return initial_variables(DSAML(model), features, jax.random.key(0))
+
+    expected = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
+    found = traverse_util.flatten_dict(dict(variables), sep="/")
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in expected or name not in found:
+            what = "is missing" if name in expected else "is not of this model"
+            raise UsageError(f"{where}: {name!r} {what}")
+        if tuple(found[name].shape) != expected[name].shape:
+            raise UsageError(
+                f"{where}: {name!r} has the shape {list(found[name].shape)} instead of "
+                f"{list(expected[name].shape)}"
+            )
+        if not np.isfinite(found[name]).all():
+            raise UsageError(f"{where}: {name!r} holds numbers that are not finite")
+
+
+def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:
+    """Shapes of the variables that a run's checkpoints hold."""
+
+    def make() -> dict[str, Any]:
+        variables = initial_variables(DSAML(config.model), features, jax.random.key(0))
+        if config.training.task == "dmer":
+            return variables
+        return to_variables(to_learned(config.meta, variables), variables["batch_stats"])
+
+    return jax.eval_shape(make)

@@ -1,0 +1,249 @@
+"""What is trained on what: put together and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+
+from data_prep.shards import Corpus
+from dsaml_jax.config import RunConfig, differences
+from dsaml_jax.corpus import (
+    DeviceCorpus,
+    Drawn,
+    Part,
+    Seen,
+    TaskPool,
+    consensus_target,
+    dimensions,
+    drawing,
+    fold_of,
+    held_out,
+    identity,
+    pool_of,
+    seen_in,
+    to_device,
+)
+from dsaml_jax.devices import Devices
+from dsaml_jax.errors import UsageError
+from dsaml_jax.evaluation import (
+    adapted,
+    agreed_judging,
+    agreed_trial,
+    curves_of_songs,
+    listener_judging,
+    listener_trial,
+    mean_scores,
+)
+from dsaml_jax.models import DSAML
+from dsaml_jax.progress import Console
+from dsaml_jax.runs import (
+    RUN_FILE,
+    RunInfo,
+    read_run_info,
+)
+from dsaml_jax.training.steps import (
+    Step,
+    make_dmer_step,
+    make_optimizer,
+    make_pdmer_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything about a run that does not change while it trains.
+
+    Attributes:
+      config: of the run, fitted to the corpus.
+      corpus: prepared features and labels.
+      workdir: of the run.
+      info: what `run.json` says of it.
+      target: `[n, 2]` the curve of DMER.
+      model: the network.
+      optimizer: of what is learned.
+      devices: that share a step.
+      device: features and labels there; of a streamed corpus those of the validation.
+      step: one dispatch.
+      draw: what a step is about, by its number.
+      validate: mean scores of variables on the validation part, in eval mode.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    workdir: Path
+    info: RunInfo
+    target: np.ndarray
+    model: DSAML
+    optimizer: optax.GradientTransformation
+    devices: Devices
+    device: DeviceCorpus
+    step: Step
+    draw: Callable[[int], Drawn]
+    validate: Callable[[dict[str, Any]], dict[str, float]]
+
+
+def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -> Setup:
+    """Puts a run together; nothing is written.
+
+    Raises:
+      UsageError: `workdir` belongs to something else, or a part of the corpus is too small.
+    """
+    config = fit_config(config, corpus)
+    parts = held_out(corpus, fold_of(config.training))
+    info = RunInfo(
+        config,
+        corpus.features,
+        identity(corpus),
+        dimensions=dimensions(corpus),
+        seen=seen_in(corpus, parts) | _seen_before(workdir, config),
+    )
+    require_ours(workdir, info)
+    _require_songs(parts)
+    for said in judging_lines(corpus, config):
+        console.say(said)
+    target = consensus_target(corpus, parts["train"])
+    model = DSAML(config.model)
+    optimizer = make_optimizer(config.training)
+    pdmer = config.training.task == "pdmer"
+    pool = _pool(corpus, parts["train"], config, console) if pdmer else None
+    devices = Devices(config.meta.tasks if pdmer else config.training.batch_songs)
+    device = devices.replicate(to_device(corpus, target, _validated_songs(corpus, parts, config)))
+    return Setup(
+        config=config,
+        corpus=corpus,
+        workdir=workdir,
+        info=info,
+        target=target,
+        model=model,
+        optimizer=optimizer,
+        devices=devices,
+        device=device,
+        step=make_pdmer_step(model, config, optimizer, devices.everywhere, devices.count)
+        if pdmer
+        else make_dmer_step(model, optimizer, devices.everywhere),
+        draw=drawing(config, pool, corpus, parts["train"], target),
+        validate=_make_validation(model, config, corpus, device),
+    )
+
+
+def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
+    """Sets what follows from the data and the place: embedding width, absolute path of `init_from`."""
+    model = dataclasses.replace(config.model, embedding_width=corpus.features.embedding_width)
+    source = config.training.init_from
+    training = dataclasses.replace(
+        config.training, init_from=str(Path(source).resolve()) if source else ""
+    )
+    return dataclasses.replace(config, model=model, training=training)
+
+
+def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
+    """What will be judged of a run, in validation and afterwards: said before the work.
+
+    Raises:
+      UsageError: nothing can be judged, and the mend.
+    """
+    fold, shots = fold_of(config.training), config.meta.support_songs
+    lines = []
+    for part in ("validation", "test"):
+        if config.training.task == "dmer":
+            judging = agreed_judging(corpus, part, fold=fold)
+        elif part == "validation":
+            judging, _ = listener_judging(corpus, part, **_validation_tasks(config), fold=fold)
+        else:
+            judging, _ = listener_judging(
+                corpus, part, protocol=config.training.protocol, shots=shots, fold=fold
+            )
+        lines += judging.lines()
+    return lines
+
+
+def _validation_tasks(config: RunConfig) -> dict[str, Any]:
+    """What a validation of PDMER asks."""
+    return {
+        "protocol": config.training.protocol,
+        "shots": config.meta.support_songs,
+        "supports": 4,
+        "most": config.training.validation_tasks,
+    }
+
+
+def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) -> np.ndarray:
+    """Whose features a validation needs: of PDMER also those that are adapted to."""
+    songs = parts["validation"].songs
+    if config.training.task == "dmer":
+        return songs
+    _, asked = listener_judging(
+        corpus, "validation", **_validation_tasks(config), fold=fold_of(config.training)
+    )
+    return np.union1d(songs, np.union1d(asked.query_song, asked.support_song))
+
+
+def _make_validation(
+    model: DSAML, config: RunConfig, corpus: Corpus, device: DeviceCorpus
+) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """A function from variables to mean scores on the validation part, in eval mode."""
+    fold = fold_of(config.training)
+    if config.training.task == "dmer":
+        agreed = agreed_trial(corpus, "validation", device, fold=fold)
+        return lambda variables: mean_scores(
+            curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
+        )
+    trial = listener_trial(
+        corpus, "validation", **_validation_tasks(config), device=device, fold=fold
+    )
+    people = trial.units()
+    return lambda variables: mean_scores(
+        adapted(trial, model, config.meta, variables), trial.truth, people
+    )
+
+
+def _require_songs(parts: dict[str, Part]) -> None:
+    for name in ("train", "validation"):
+        if not len(parts[name].songs):
+            raise UsageError(f"the corpus has no {name} songs; prepare more songs (at least 3)")
+
+
+def _pool(corpus: Corpus, part: Part, config: RunConfig, console: Console) -> TaskPool:
+    pool = pool_of(corpus, part.ratings, min_songs=config.meta.min_songs)
+    if len(pool.excluded):
+        console.say(
+            f"{len(pool.excluded)} annotators have fewer than {config.meta.min_songs} training songs "
+            f"and make no tasks; {len(pool.annotators)} do"
+        )
+    return pool
+
+
+def _seen_before(workdir: Path, config: RunConfig) -> Seen:
+    """What the run that this one begins from has seen; this run's own file says it too, once there is one."""
+    begun = workdir if (workdir / RUN_FILE).is_file() else config.training.init_from
+    return read_run_info(Path(begun)).seen if begun else Seen()
+
+
+def require_ours(workdir: Path, info: RunInfo) -> None:
+    """Refuses a work directory that belongs to something else."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"{workdir} is a file; --workdir is a folder")
+    if (workdir / RUN_FILE).is_file():
+        old = read_run_info(workdir)
+        if old.note:
+            raise UsageError(
+                f"{workdir} is a finished model ({old.note}); choose another --workdir, and "
+                f"--set training.init_from={workdir} to start from it"
+            )
+        changed = differences(old.config, info.config)
+        if old.data != info.data:
+            changed.append(f"data: {old.data} -> {info.data}")
+        if changed:
+            raise UsageError(
+                f"{workdir} belongs to a run with other settings ({'; '.join(changed)}); "
+                "choose another --workdir, or the same settings to go on"
+            )
+        return
+    # Hidden files: the lock, and what a kill has left of the first file.
+    if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
+        raise UsageError(f"{workdir} is not empty and not a run; choose another --workdir")
