@@ -58,6 +58,12 @@ def _limit(name: str, default: float) -> float:
     return value
 
 
+def without_suffix(name: str) -> str:
+    """A song's name, which may be that of its sound file."""
+    stem, _, suffix = name.rpartition(".")
+    return stem if stem and f".{suffix.lower()}" in AUDIO_SUFFIXES else name
+
+
 def sound_files(folder: Path) -> dict[str, Path]:
     """Name without suffix (in Unicode's composed form) to file; earlier suffixes of AUDIO_SUFFIXES win."""
     rank = {suffix: i for i, suffix in enumerate(AUDIO_SUFFIXES)}

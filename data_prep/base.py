@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 STEPS_PER_SECOND = 2
-"""The grid of annotations and features."""
+"""Annotations, features and predictions are all on this 2 Hz grid (DEAM and PMEmo's own)."""
 
 WINDOW_STEPS = 60
 """Steps the model sees at once: 30 s."""

@@ -5,7 +5,8 @@
 
 One row per point that an annotator drew: time in seconds into the sound file, arousal and valence in
 [-1, 1]. Rows and columns may be in any order and at any rate; other columns are ignored. A cell of arousal
-or valence may be empty, and one of these columns absent (a study of tension, say, under the name arousal).
+or valence may be empty or `nan`, and one of these columns absent (a study of tension, say, under the name arousal).
+A song's name may have its file's suffix.
 Points up to a second apart are joined by lines, wider gaps stay unlabelled.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files
+from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files, without_suffix
 from data_prep.base import (
     DIMENSIONS,
     STEPS_PER_SECOND,
@@ -30,7 +31,16 @@ from data_prep.base import (
     Song,
 )
 from data_prep.curves import FLAT_REASON, Flat, FlatRule, mean_curve, on_grid
-from data_prep.reading import csv_records, id_order, number, require_folder, safe_id
+from data_prep.reading import (
+    csv_records,
+    empty_cells,
+    id_order,
+    in_time,
+    number,
+    rated,
+    require_folder,
+    safe_id,
+)
 
 TABLE = "annotations.csv"
 AUDIO = "audio"
@@ -73,9 +83,9 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
     dropped: Counter[str] = Counter()
     rule = FlatRule(flat)
     songs = []
-    for song_id, traces in sorted(
-        read_annotations(root / TABLE).items(), key=lambda item: id_order(item[0])
-    ):
+    annotations = read_annotations(root / TABLE)
+    empty = empty_cells([trace for of_song in annotations.values() for trace in of_song.values()])
+    for song_id, traces in sorted(annotations.items(), key=lambda item: id_order(item[0])):
         song = _song(song_id, audio.get(song_id), traces, dropped, rule)
         if np.isfinite(song.arousal).any() or np.isfinite(song.valence).any():
             songs.append(song)
@@ -89,7 +99,10 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
         url="",
         scale="annotated in [-1, 1], unchanged",
     )
-    return AnnotatedCorpus(name, tuple(songs), provenance, dict(dropped), flat=rule.counted())
+    notes = (f"{empty} cells of arousal or valence are empty or nan: unlabelled",) if empty else ()
+    return AnnotatedCorpus(
+        name, tuple(songs), provenance, dict(dropped), notes=notes, flat=rule.counted()
+    )
 
 
 def corpus_name(root: Path) -> str:
@@ -127,7 +140,7 @@ def read_annotations(path: Path) -> dict[str, Traces]:
         raise DataError(f"{path}: no annotations")
     return {
         song: {
-            annotator: _trace(path, song, annotator, np.array(rows))
+            annotator: in_time(path, f"{annotator}, song {song},", rows)
             for annotator, rows in of_song.items()
         }
         for song, of_song in points.items()
@@ -138,25 +151,12 @@ def _parse(
     song: str, annotator: str, time: str, arousal: str, valence: str
 ) -> tuple[str, str, float, float, float]:
     return (
-        safe_id("song_id", song),
+        safe_id("song_id", without_suffix(song)),
         safe_id("annotator_id", annotator),
         round(number("time", time, 0, max_seconds()), TIME_DIGITS),
-        number("arousal", arousal, -1, 1) if arousal else math.nan,
-        number("valence", valence, -1, 1) if valence else math.nan,
+        rated("arousal", arousal),
+        rated("valence", valence),
     )
-
-
-def _trace(path: Path, song: str, annotator: str, rows: np.ndarray) -> np.ndarray:
-    """Rows `[n, 4]` of time, arousal, valence, line by time, without the line."""
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    (repeated,) = np.nonzero(np.diff(rows[:, 0]) == 0)
-    if len(repeated):
-        first, second = rows[repeated[0]], rows[repeated[0] + 1]
-        raise DataError(
-            f"{path}, line {second[3]:.0f}: {annotator} has {second[0]:g} s of song {song} already "
-            f"on line {first[3]:.0f}"
-        )
-    return rows[:, :3]
 
 
 def _song(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from data_prep.base import STEPS_PER_SECOND, DataError
 
 SEARCH_DEPTH = 4
@@ -85,14 +87,16 @@ def csv_records(
     parse: Callable[..., Parsed],
     *,
     optional: Sequence[str] = (),
+    absent: Sequence[str] = (),
 ) -> Iterator[tuple[int, Parsed]]:
     """Rows of a CSV file whose columns have names.
 
     Args:
-      path: of a file whose first row is the header; its columns may be in any order.
+      path: of a file whose first row is the header; its columns may be in any order and in capitals.
       columns: those wanted; others are ignored.
       parse: called with a row's cells of `columns`. Says what is wrong with them by a ValueError.
       optional: those of the columns of which one has to be there; cells of the others are empty.
+      absent: those that need not be there; their cells are empty then.
 
     Yields:
       The line, and what `parse` made of it.
@@ -102,13 +106,20 @@ def csv_records(
         refuses.
     """
     lines = csv_lines(path)
-    _, header = next(lines, (1, []))
-    some = any(column in header for column in optional)
+    _, names = next(lines, (1, []))
+    header = [name.lower() for name in names]
+    some = any(column.lower() in header for column in optional)
+    missing = {*absent, *(optional if some else ())}
+    indices: list[int | None] = []
     for column in columns:
-        if header.count(column) != 1 and not (some and column in optional and column not in header):
-            count = "no" if column not in header else "more than one"
-            raise DataError(f"{path}: {count} column {column!r}; needed: {', '.join(columns)}")
-    indices = [header.index(column) if column in header else None for column in columns]
+        there = header.count(column.lower())
+        if there != 1 and not (column in missing and not there):
+            needed = ", ".join(name for name in columns if name not in absent)
+            raise DataError(
+                f"{path}: {'more than one' if there else 'no'} column {column!r}; needed: {needed}"
+                + (" (or one of the last two)" if optional else "")
+            )
+        indices.append(header.index(column.lower()) if there else None)
     least = max(index for index in indices if index is not None) + 1
     for line, cells in lines:
         try:
@@ -133,6 +144,51 @@ def number(name: str, text: str, low: float, high: float) -> float:
     if not low <= value <= high or "_" in text:  # NaN compares false; float() takes 1_0 for 10
         raise ValueError(f"{name} {text[:40]!r} is not a number from {low:g} to {high:g}")
     return value
+
+
+def rated(name: str, text: str) -> float:
+    """A number from -1 to 1; NaN where the cell is empty or says so, as pandas does.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    return math.nan if text.lower() in NO_NUMBER else number(name, text, -1.0, 1.0)
+
+
+NO_NUMBER = ("", "nan", "na", "none", "null")
+"""Cells, in any case, that hold no rating."""
+
+
+def in_time(path: Path, what: str, rows: Sequence[tuple[float, float, float, int]]) -> np.ndarray:
+    """Points in the order of their times.
+
+    Args:
+      path: of the table, for the message.
+      what: whose, of what, for the message.
+      rows: time, arousal, valence, line of each.
+
+    Returns:
+      `[n, 3]` time, arousal, valence.
+
+    Raises:
+      DataError: two points at one time.
+    """
+    points = np.array(rows)
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    (repeated,) = np.nonzero(np.diff(points[:, 0]) == 0)
+    if len(repeated):
+        first, second = points[repeated[0]], points[repeated[0] + 1]
+        raise DataError(
+            f"{path}, line {second[3]:.0f}: {what} has {second[0]:g} s already on line {first[3]:.0f}"
+        )
+    return points[:, :3]
+
+
+def empty_cells(traces: Sequence[np.ndarray]) -> int:
+    """How many cells of `[n, 3]` traces hold no rating, in the dimensions that hold any."""
+    ratings = np.concatenate(traces)[:, 1:]
+    missing = np.isnan(ratings)
+    return int(missing[:, ~missing.all(axis=0)].sum())
 
 
 def safe_id(name: str, text: str) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dsaml_jax.errors import UsageError
     from dsaml_jax.models import DSAML
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DSAML",

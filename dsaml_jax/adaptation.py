@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,7 +22,7 @@ from dsaml_jax import losses, meta
 from dsaml_jax.base import PyTree, SongBatch
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.meta import LossFn
-from dsaml_jax.models import DSAML
+from dsaml_jax.models import knows_batch_norm
 
 Terms = dict[str, jax.Array]
 
@@ -78,7 +79,7 @@ def to_variables(learned: PyTree, batch_stats: PyTree) -> dict[str, Any]:
 
 
 def apply_batch(
-    model: DSAML,
+    model: nn.Module,
     params: PyTree,
     batch_stats: PyTree,
     batch: SongBatch,
@@ -87,20 +88,21 @@ def apply_batch(
     batch_norm: bool,
 ) -> tuple[Any, PyTree]:
     """Output for a batch, and the running statistics it would leave behind."""
+    statistics: dict[str, Any] = {"batch_norm": batch_norm} if knows_batch_norm(model) else {}
     out, updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
         batch.log_mel,
         batch.embedding,
         key is not None,
         present=batch.present,
-        batch_norm=batch_norm,
         mutable=["batch_stats"],
         rngs=None if key is None else {"dropout": key},
+        **statistics,
     )
-    return out, updates["batch_stats"]
+    return out, updates.get("batch_stats", batch_stats)
 
 
-def support_loss(model: DSAML, config: MetaConfig, batch_stats: PyTree) -> LossFn:
+def support_loss(model: nn.Module, config: MetaConfig, batch_stats: PyTree) -> LossFn:
     """Inner loss `(params, batch, key=None) -> scalar`."""
 
     def loss(params: PyTree, batch: SongBatch, key: chex.PRNGKey | None = None) -> jax.Array:
@@ -118,7 +120,7 @@ def support_loss(model: DSAML, config: MetaConfig, batch_stats: PyTree) -> LossF
 
 
 def query_loss(
-    model: DSAML, batch_stats: PyTree, *, batch_norm: bool, squared_error_weight: float = 0.0
+    model: nn.Module, batch_stats: PyTree, *, batch_norm: bool, squared_error_weight: float = 0.0
 ) -> Callable[..., tuple[jax.Array, tuple[Terms, PyTree]]]:
     """Outer loss `(params, batch, key=None) -> (scalar, (terms, running statistics))`."""
 
@@ -136,7 +138,7 @@ def query_loss(
 
 
 def adapt_to_listener(
-    model: DSAML, config: MetaConfig, variables: Mapping[str, Any], support: SongBatch
+    model: nn.Module, config: MetaConfig, variables: Mapping[str, Any], support: SongBatch
 ) -> dict[str, Any]:
     """Variables after the inner steps on one listener's annotated windows, without dropout.
 

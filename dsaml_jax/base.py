@@ -19,15 +19,6 @@ PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
 ActivationType = Literal["float32", "bfloat16"]
 
-DIMENSIONS = ("arousal", "valence")
-"""In the order of every last axis of 2."""
-
-STEPS_PER_SECOND = 2
-"""Annotations, features and predictions are all on this 2 Hz grid (DEAM and PMEmo's own)."""
-
-WINDOW_STEPS = 60
-"""Steps in one training window: 30 s."""
-
 MIN_LABELLED_STEPS = 10
 """Labelled steps without which a window teaches nothing: 5 s."""
 
@@ -62,6 +53,7 @@ class ModelConfig:
       use_adapter: ablation; without it the global embedding is not read.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
+      class_: `package.module:Class` of another network, see :func:`dsaml_jax.models.build_model`; empty: DSAML.
       activations: what the layers hand on, and the factors of their matrix products. Parameters and
         their gradients, every sum (softmax, LayerNorm, BatchNorm, the state of the LSTM, losses) and
         the model's output are float32 in both cases.
@@ -84,6 +76,7 @@ class ModelConfig:
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
     activations: ActivationType = "float32"
+    class_: str = ""
 
     def __post_init__(self) -> None:
         for name, most in _LARGEST.items():
@@ -126,12 +119,13 @@ class ModelOutput:
       arousal: `[B, T]`, trained towards [-1, 1] but not clipped.
       valence: `[B, T]`.
       attention: `[B, S, L, H, T, T]`, probabilities after the softmax and before dropout; scale 0
-        is local, 1 global (only the one in use when the other is ablated).
+        is local, 1 global (only the one in use when the other is ablated). None of a network that has none: then there
+        is no diagonal attention loss.
     """
 
     arousal: chex.Array
     valence: chex.Array
-    attention: chex.Array
+    attention: chex.Array | None = None
 
 
 @flax.struct.dataclass

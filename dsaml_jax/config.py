@@ -11,8 +11,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from data_prep.base import WINDOW_STEPS
 from data_prep.plain import from_plain
-from dsaml_jax.base import WINDOW_STEPS, ModelConfig
+from dsaml_jax.base import ModelConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import MemoryMode, algorithm_names
 
@@ -130,7 +131,7 @@ class TrainingConfig:
     Attributes:
       task: `dmer`, the curve listeners agree on, or `pdmer`, meta-learning over annotators.
       steps: optimiser steps.
-      seed: of the initialisation, the sampler, dropout, and who is held out.
+      seed: of the initialisation, the sampler and dropout; who is held out does not depend on it.
       learning_rate: of Adam.
       schedule: what becomes of it: `constant`, as published, or `cosine`: falls to 0 at the last step.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 lets them be.
@@ -283,7 +284,11 @@ def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
             raise UsageError(f"unknown setting {key!r}{hint}")
         section, _, field = key.partition(".")
-        kind = typing.get_type_hints(type(getattr(config, section)))[field]
+        kinds = typing.get_type_hints(type(getattr(config, section)))
+        field = (
+            field if field in kinds else f"{field}_"
+        )  # a word of Python's own, as in model.class
+        kind = kinds[field]
         values.setdefault(section, {})[field] = _parse(key, text, kind)
     return dataclasses.replace(
         config,
@@ -294,7 +299,7 @@ def with_settings(config: RunConfig, settings: Iterable[str]) -> RunConfig:
 def flatten(config: Any) -> dict[str, Any]:
     """`{"meta.steps": 16, ...}` of a dataclass of dataclasses."""
     return {
-        f"{section}.{field}": value
+        f"{section}.{field.rstrip('_')}": value
         for section, fields in dataclasses.asdict(config).items()
         for field, value in fields.items()
     }

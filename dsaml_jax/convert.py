@@ -162,9 +162,15 @@ def from_torch(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, 
 def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Array]:
     """Inverse of :func:`from_torch`, without aliases and without `num_batches_tracked`.
 
-    Collections that `variables` lacks are left out, so gradients convert as `{"params": grads}`.
+    Collections that `variables` lacks are left out, so gradients convert as `{"params": grads}`. So are learned inner rates, of
+    which the reference has none.
+
+    Raises:
+      UsageError: a model that is not one of the reference's, and why.
     """
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    require_counterpart(config)
+    kept = {name: tree for name, tree in variables.items() if name != "rates"}
+    flat = flax.traverse_util.flatten_dict(kept)
     ours = _names(config)
     unknown = [path for path in flat if path not in ours]
     if unknown:
@@ -176,6 +182,22 @@ def to_torch(variables: Mapping[str, Any], config: ModelConfig) -> dict[str, Arr
         array = _TO_TORCH[kind](np.asarray(flat[path]))
         state_dict |= zip(theirs, array if len(theirs) > 1 else [array], strict=True)
     return state_dict
+
+
+def require_counterpart(config: ModelConfig) -> None:
+    """Refuses a model whose parts the reference does not have.
+
+    Raises:
+      UsageError: which part it is. What has a counterpart reads an embedding as wide as the model, through the adapter.
+    """
+    width = config.embedding_width or config.width
+    if not config.use_adapter:
+        raise UsageError("a model without the adapter has no counterpart in the reference")
+    if width != config.width:
+        raise UsageError(
+            f"this model reads an embedding of {width} numbers, and is {config.width} wide; the reference knows only "
+            "models that are as wide as their embedding (1024, with ImageBind)"
+        )
 
 
 def infer_config(state_dict: Mapping[str, Any]) -> ModelConfig:

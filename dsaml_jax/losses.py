@@ -60,8 +60,10 @@ def dsaml_loss(
     terms["score"] = total / (3.0 * jnp.maximum(dimensions, 1.0))
     terms["score_loss"] = 1.0 - terms["score"]
     steps = jnp.logical_or(*by_dimension)
-    terms["attention_loss"] = diagonal_attention_loss(out.attention, config, steps)
-    terms["total_loss"] = terms["score_loss"] + config.diagonal_weight * terms["attention_loss"]
+    terms["total_loss"] = terms["score_loss"]
+    if out.attention is not None:
+        terms["attention_loss"] = diagonal_attention_loss(out.attention, config, steps)
+        terms["total_loss"] += config.diagonal_weight * terms["attention_loss"]
     if squared_error_weight:
         terms["squared_error"] = squared_error(out, arousal, valence, mask)
         terms["total_loss"] += squared_error_weight * terms["squared_error"]

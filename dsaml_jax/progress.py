@@ -33,6 +33,13 @@ def show(text: str) -> None:
     print(printable(text))
 
 
+def duration(seconds: float) -> str:
+    """`1:02:03`, or `2:03` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class Console:
     """Prints what a person wants to see; numbers and files do not depend on it.
 

@@ -14,8 +14,8 @@ ALL_THE_WAY = ("meta.strength=1",)
 
 TRAININGS = {
     "DMER": Training("dmer"),
-    "MAML": Training("pdmer", start="DMER"),
-    "MAML, random tasks": Training("pdmer", ("meta.task_kind=random",), start="DMER"),
+    "Meta-SGD": Training("pdmer", start="DMER"),
+    "Meta-SGD, random tasks": Training("pdmer", ("meta.task_kind=random",), start="DMER"),
 }
 """Shared with other experiments."""
 
@@ -37,7 +37,7 @@ def experiment() -> Experiment:
         task="pdmer",
         trainings=TRAININGS
         | {
-            "DMER, longer": Training("dmer", start="DMER", as_long_as=("DMER", "MAML")),
+            "DMER, longer": Training("dmer", start="DMER", as_long_as=("DMER", "Meta-SGD")),
             "reference settings": Training("pdmer", REFERENCE, start="DMER", share=0.2),
         },
         methods={
@@ -51,18 +51,18 @@ def experiment() -> Experiment:
             "DMER, longer + offset": Method("offset", "DMER, longer", choices=OFFSETS),
             "reference settings, unadapted": Method("unadapted", "reference settings"),
             "reference settings, adapted": Method("adapted", "reference settings"),
-            "random tasks, adapted": Method("adapted", "MAML, random tasks", choices=STRENGTHS),
-            "random tasks + offset": Method("offset", "MAML, random tasks", choices=OFFSETS),
-            "MAML unadapted": Method("unadapted", "MAML"),
-            "MAML + offset": Method("offset", "MAML", choices=OFFSETS),
-            "MAML adapted, by the preset": Method("adapted", "MAML"),
-            "MAML adapted, all the way": Method("adapted", "MAML", ALL_THE_WAY),
-            "MAML adapted": Method("adapted", "MAML", choices=STRENGTHS),
+            "random tasks, adapted": Method("adapted", "Meta-SGD, random tasks", choices=STRENGTHS),
+            "random tasks + offset": Method("offset", "Meta-SGD, random tasks", choices=OFFSETS),
+            "Meta-SGD unadapted": Method("unadapted", "Meta-SGD"),
+            "Meta-SGD + offset": Method("offset", "Meta-SGD", choices=OFFSETS),
+            "Meta-SGD adapted, by the preset": Method("adapted", "Meta-SGD"),
+            "Meta-SGD adapted, all the way": Method("adapted", "Meta-SGD", ALL_THE_WAY),
+            "Meta-SGD adapted": Method("adapted", "Meta-SGD", choices=STRENGTHS),
             "the other raters (no model)": Method("others"),
             "the other raters + offset (no model)": Method("others", choices=OFFSETS),
         },
-        against="MAML unadapted",
-        subjects=("MAML adapted",),
+        against="Meta-SGD unadapted",
+        subjects=("Meta-SGD adapted",),
         protocols=("clean", "reference"),
         figures=("listeners", "annotators", "attention", "learning", "spread"),
     )

@@ -17,28 +17,28 @@ def experiment() -> Experiment:
     Result: see `experiments/README.md`.
     """
     methods = {
-        "MAML unadapted": Method("unadapted", "MAML"),
+        "Meta-SGD unadapted": Method("unadapted", "Meta-SGD"),
         "DMER": Method("unadapted", "DMER"),
         "the other raters (no model)": Method("others"),
     }
     for shots in SHOTS:
         songs = f"{shots} song{'s' if shots > 1 else ''}"
         methods |= {
-            f"MAML adapted, {songs}": Method("adapted", "MAML", choices=STRENGTHS, shots=shots),
-            f"MAML + offset, {songs}": Method("offset", "MAML", choices=OFFSETS, shots=shots),
+            f"Meta-SGD adapted, {songs}": Method("adapted", "Meta-SGD", choices=STRENGTHS, shots=shots),
+            f"Meta-SGD + offset, {songs}": Method("offset", "Meta-SGD", choices=OFFSETS, shots=shots),
             f"DMER + offset, {songs}": Method("offset", "DMER", choices=OFFSETS, shots=shots),
             f"the other raters + offset (no model), {songs}": Method("others", choices=OFFSETS, shots=shots),
         }  # fmt: skip
         for steps in STEPS:
-            methods[f"MAML by {steps} step{'s' if steps > 1 else ''}, all the way, {songs}"] = (
-                Method("adapted", "MAML", (*ALL_THE_WAY, f"meta.steps={steps}"), shots=shots)
+            methods[f"Meta-SGD by {steps} step{'s' if steps > 1 else ''}, all the way, {songs}"] = (
+                Method("adapted", "Meta-SGD", (*ALL_THE_WAY, f"meta.steps={steps}"), shots=shots)
             )
     return Experiment(
         title="Support songs",
         claim="Models moved by 1, 2, 5 or 10 songs; everyone is asked about the same other songs.",
         task="pdmer",
-        trainings={name: TRAININGS[name] for name in ("DMER", "MAML")},
+        trainings={name: TRAININGS[name] for name in ("DMER", "Meta-SGD")},
         methods=methods,
-        against="MAML unadapted",
+        against="Meta-SGD unadapted",
         figures=("shots",),
     )

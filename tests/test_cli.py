@@ -66,23 +66,23 @@ def test_quick_demo_end_to_end(tmp_path, environment):
     first = time.monotonic() - started
     assert "[6/6]" in done.stdout and "step/s" in done.stderr
     page = (workdir / "report.html").read_text()
-    assert page.count("<svg") == 4 and "MAML adapted" in page and "jaxlib" in page
+    assert page.count("<svg") == 4 and "Meta-SGD adapted" in page and "jaxlib" in page
     assert not any(word in page for word in ("src=", "<script", "@import", "<link"))
     assert page.count("href=") == page.count('href="#') + page.count('href="data:image')
     results = json.loads((workdir / "results.json").read_text())
     assert list(results["summary"]) == [
         "constant", "support mean", "DMER", "DMER + affine", "DMER + offset", "DMER fine-tuned",
-        "MAML unadapted", "MAML + offset", "MAML adapted",
+        "Meta-SGD unadapted", "Meta-SGD + offset", "Meta-SGD adapted",
     ]  # fmt: skip
     rows = list(csv.DictReader((workdir / "per_song.csv").open()))
     of_person = {}
     for row in rows:
-        if row["method"] == "MAML adapted":
+        if row["method"] == "Meta-SGD adapted":
             songs = of_person.setdefault(row["annotator"], {})
             songs.setdefault(row["song"], []).append(float(row["arousal_rmse"]))
     mean = np.mean([np.mean([np.mean(x) for x in songs.values()]) for songs in of_person.values()])
     # Written with all digits.
-    assert results["summary"]["MAML adapted"]["arousal_rmse"]["mean"] == pytest.approx(mean)
+    assert results["summary"]["Meta-SGD adapted"]["arousal_rmse"]["mean"] == pytest.approx(mean)
     assert all(row["support"] != row["song"] for row in rows)
 
     before = contents(workdir / "run")
@@ -155,7 +155,7 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     arguments = ["evaluate", "--data", str(small_data[1]), "--workdir", str(work)]
     assert main([*arguments, "--protocol", protocol]) == 0
     said = capsys.readouterr().out
-    assert protocol in said and "MAML adapted" in said
+    assert protocol in said and "Meta-SGD adapted" in said
     rows = list(csv.DictReader((work / "per_song.csv").open()))
     same = [row["support"] == row["song"] for row in rows]
     assert all(same) if protocol == "reference" else not any(same)
@@ -165,7 +165,7 @@ def test_evaluate(small_data, small_run, tmp_path, capsys, protocol):
     facts = results["facts"]
     assert facts["trained_on"] == facts["judged_on"] == identity(read_corpus(small_data[1]))
     assert 0 < facts["largest_share_of_one_annotator"] <= 1 and facts["annotators"] > 1
-    assert set(facts["chosen_on_validation"]) == {"MAML + offset"}
+    assert set(facts["chosen_on_validation"]) == {"Meta-SGD + offset"}
     assert "of the songs, and counts as one" in said
     (kept,) = (work / "evaluations").iterdir()
     assert kept.name.startswith(f"{protocol}-step") and "synthetic" in kept.name

@@ -173,7 +173,7 @@ def test_a_quick_experiment(quick):
     out, _ = quick
     folder = out / "pdmer"
     page = (folder / "table.md").read_text()
-    for word in ("MAML adapted", "counts for more", "DMER + affine", "reference settings", "random tasks", "seeds: 1",
+    for word in ("Meta-SGD adapted", "counts for more", "DMER + affine", "reference settings", "random tasks", "seeds: 1",
                  "the validation part chose", "Protocol reference", "--quick"):  # fmt: skip
         assert word in page
     for protocol in ("clean", "reference"):

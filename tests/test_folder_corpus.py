@@ -105,6 +105,15 @@ def test_times_blurred_by_arithmetic_are_on_the_grid(tmp_path):
     assert len(song.arousal) == 11 and np.isfinite(song.arousal).tolist() == [False] + [True] * 10
 
 
+def test_empty_cells_are_counted_and_names_may_be_those_of_files(tmp_path):
+    rows = [("s.mp3", "ann", time, 0.5, value) for time, value in enumerate((0.1, "", "NaN", 0.3))]
+    make_folder(tmp_path, rows, audio=["s"])
+    corpus = read_folder(tmp_path, "lab")
+    (song,) = corpus.songs
+    assert song.song_id == "s" and song.audio is not None
+    assert corpus.notes == ("2 cells of arousal or valence are empty or nan: unlabelled",)
+
+
 def test_columns_in_any_order_and_others_ignored(tmp_path):
     make_folder(tmp_path, [])
     text = "\ufeff valence ,note,time,song_id,annotator_id,arousal\r\n0.1,hm,2,s,a,-0.2\r\n\r\n"
@@ -136,9 +145,9 @@ def test_a_name_can_be_given(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("1,ann,0.0,0,0", "line 5: ann has 0 s of song 1 already on line 2"),
+        ("1,ann,0.0,0,0", "line 5: ann, song 1, has 0 s already on line 2"),
         ("1,ann,2,1.01,0", "line 5: arousal '1.01'"),
-        ("1,ann,2,0,nan", "line 5: valence 'nan'"), ("1,ann,-0.1,0,0", "line 5: time"),
+        ("1,ann,2,0,inf", "line 5: valence 'inf'"), ("1,ann,-0.1,0,0", "line 5: time"),
         ("1,ann,inf,0,0", "line 5: time"), ("1,ann,1e9,0,0", "line 5: time"),
         ("1,ann,2,0_1,0", "line 5: arousal '0_1'"), ("1,ann,2,0", "line 5: 4 cells, 5 are"),
         (",ann,2,0,0", "line 5: song_id ''"), ("1,,2,0,0", "line 5: annotator_id ''"),

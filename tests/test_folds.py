@@ -316,7 +316,7 @@ def test_an_experiment_over_folds_is_planned(corpus, tmp_path):
     plan = dataclasses.replace(experiment(), protocols=("clean",))
     runner = Runner("pdmer", plan, QUICK, corpus, tmp_path, seeds=1, folds=FOLDS)
     for fold in FOLDS:
-        training = runner.config("MAML", 0, fold).training
+        training = runner.config("Meta-SGD", 0, fold).training
         assert (training.folds, training.fold) == (4, fold.fold)
         assert f"fold{fold.fold}" in training.init_from
     lines = runner.judging()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsaml_jax import DSAML, ModelConfig, convert, losses, meta
+from dsaml_jax import DSAML, ModelConfig, UsageError, convert, losses, meta
 from tests import golden_file
 from tests.conftest import SHARED
 from tests.golden_file import like
@@ -298,3 +298,11 @@ def test_conversion_is_one_to_one(published_config, published_variables):
     assert set(back) == kept
     for name in kept:
         np.testing.assert_array_equal(back[name], state_dict[name])
+
+
+def test_what_has_no_counterpart_is_said():
+    narrow = ModelConfig(width=16, num_heads=2, num_layers=1, embedding_width=8)
+    with pytest.raises(UsageError, match="embedding of 8 numbers, and is 16 wide"):
+        convert.to_torch({"params": {}}, narrow)
+    with pytest.raises(UsageError, match="without the adapter"):
+        convert.to_torch({"params": {}}, dataclasses.replace(narrow, use_adapter=False))

@@ -55,6 +55,28 @@ def test_columns_in_any_order_and_any_rate(tmp_path):
     np.testing.assert_allclose(read_annotations(path), [[1, 0.25, 0.5], [2, 0.75, -0.5]])
 
 
+def test_what_pandas_writes(tmp_path):
+    """An index in front, further columns, `nan`, rows in any order."""
+    rows = [(0, 2, "nan", 0.5, "x"), (1, 1, 0.25, "", "y")]
+    path = write_csv(tmp_path / "a.csv", rows, ",time,arousal,valence,note")
+    np.testing.assert_allclose(read_annotations(path), [[1, 0.25, np.nan], [2, np.nan, 0.5]])
+
+
+def test_one_persons_rows_of_a_study(tmp_path):
+    header = "song_id,annotator_id,time,arousal,valence"
+    rows = [("a.mp3", "ann", 1, 0.5, 0), ("b", "ann", 1, 0.25, 0), ("a.mp3", "ann", 0, 0.75, 0)]
+    path = write_csv(tmp_path / "a.csv", rows, header)
+    np.testing.assert_array_equal(
+        read_annotations(path, tmp_path / "a.wav"), [[0, 0.75, 0], [1, 0.5, 0]]
+    )
+    with pytest.raises(DataError, match=r"no annotation of c among those of a, b"):
+        read_annotations(path, tmp_path / "c.wav")
+    path = write_csv(tmp_path / "b.csv", [*rows, ("b", "ben", 2, 0, 0)], header)
+    assert len(read_annotations(path, tmp_path / "a.wav")) == 2
+    with pytest.raises(DataError, match=r"annotations of 2 people \(ann, ben\); keep one's"):
+        read_annotations(path, tmp_path / "b.wav")
+
+
 def test_grid():
     drawn = np.array([[1.0, 0.0, 0.5], [2.0, 0.5, 0.5], [5.0, 1.0, 0.5], [5.1, 0.0, 0.0]])
     curve = on_grid(drawn, 14)
@@ -74,11 +96,11 @@ def test_dense_annotations_are_interpolated():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "first line must name"), ("time,arousal\n1,2\n", "line 2.*from -1 to 1"), ("time,time\n1,2\n", "first line must name"),
+        ("", "no column 'time'"), ("time,arousal\n1,2\n", "line 2.*from -1 to 1"), ("time,time\n1,2\n", "more than one column 'time'"), ("time,pleasure\n1,2\n", "no column 'arousal'"),
         ("time,arousal,valence\n", "no annotations"), ("time,arousal,valence\n1,0.5\n", "line 2: 2 cells"),
         ("time,arousal,valence\n1,0.5,0\n2,0.5\n", "line 3: 2 cells"),
-        ("time,arousal,valence\n1,nan,0\n", "line 2.*not a number"), ("time,arousal,valence\n1,2.5,0\n", "line 2.*from -1 to 1"),
-        ("time,arousal,valence\n1,happy,0\n", "line 2.*happy"), ("time,arousal,valence\n2,0,0\n1,0,0\n", "line 3.*increase"),
+        ("time,arousal,valence\n1,2.5,0\n", "line 2.*from -1 to 1"),
+        ("time,arousal,valence\n1,happy,0\n", "line 2.*happy"), ("time,arousal,valence\n2,0,0\n2,0,0\n", "line 3.*has 2 s already on line 2"),
         ("time,arousal,valence\n-1,0,0\n", "line 2.*from 0 to"),
     ],
 )  # fmt: skip
@@ -104,7 +126,8 @@ def test_any_bytes_give_a_table_or_a_clear_error(tmp_path, data):
     except DataError as error:
         assert str(path) in str(error)
     else:
-        assert values.shape[1] == 3 and np.isfinite(values).all()
+        assert values.shape[1] == 3 and (np.diff(values[:, 0]) > 0).all()
+        assert not (np.abs(values[:, 1:]) > 1).any()
 
 
 def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):

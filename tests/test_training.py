@@ -31,6 +31,7 @@ from dsaml_jax.corpus import (
     to_device,
 )
 from dsaml_jax.evaluation import evaluate
+from dsaml_jax.progress import Console
 from dsaml_jax.runs import METRICS_FILE, load_model, read_metrics
 from dsaml_jax.training import steps, train
 from tests.conftest import SMALL_DMER, SMALL_MODEL
@@ -373,3 +374,45 @@ def test_a_corpus_without_annotators_says_so(averaged, tmp_path):
 def test_a_corpus_without_annotators_serves_dmer(averaged, tmp_path):
     config = settings("training.steps=2", "training.validate_every=2", base=SMALL_DMER)
     train(config, averaged, tmp_path / "dmer")
+
+
+def test_a_finished_run_goes_on_to_more_steps(corpus, tmp_path):
+    """It ends as one that was asked for all of them at once."""
+
+    def steps_of(count):
+        return settings(
+            f"training.steps={count}", "training.validate_every=2", "training.schedule=constant", base=SMALL_DMER
+        )  # fmt: skip
+
+    train(steps_of(2), corpus, tmp_path / "longer")
+    train(steps_of(6), corpus, tmp_path / "longer")
+    train(steps_of(6), corpus, tmp_path / "whole")
+    metrics = [(tmp_path / name / METRICS_FILE).read_bytes() for name in ("longer", "whole")]
+    assert metrics[0] == metrics[1]
+    with pytest.raises(UsageError, match="other settings"):
+        train(steps_of(4), corpus, tmp_path / "longer")
+
+
+def test_a_run_whose_rate_has_fallen_does_not_go_on(corpus, tmp_path):
+    def steps_of(count):
+        return settings(
+            f"training.steps={count}", "training.validate_every=2", "training.schedule=cosine", base=SMALL_DMER
+        )  # fmt: skip
+
+    train(steps_of(2), corpus, tmp_path / "run")
+    with pytest.raises(UsageError, match="falls to nothing at the last step"):
+        train(steps_of(4), corpus, tmp_path / "run")
+
+
+def test_a_model_too_large_for_its_features_is_said_before_the_first_step(corpus, tmp_path):
+    said = []
+
+    class Heard(Console):
+        def say(self, text):
+            said.append(text)
+            if "tiny" in text and "made for" in text:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(preset("default"), corpus, tmp_path / "run", Heard(quiet=True))
+    assert any("parameters, on" in line for line in said) and not (tmp_path / "run").exists()

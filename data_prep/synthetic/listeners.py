@@ -33,9 +33,8 @@ import dataclasses
 
 import numpy as np
 
+from data_prep.base import DIMENSIONS
 from data_prep.synthetic.music import CUES
-
-DIMENSIONS = ("arousal", "valence")
 
 SHARED_WEIGHTS = np.array(
     # mode, tempo, loudness, register, brightness, articulation, density

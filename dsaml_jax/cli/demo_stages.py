@@ -144,18 +144,19 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
 
 
 def describe(evaluation: Evaluation) -> list[str]:
-    """The comparison that matters, in words: adapted MAML against everything else."""
-    adapted = evaluation.summary["MAML adapted"]
+    """The comparison that matters, in words: the adapted model, which is the last row, against everything else."""
+    *_, ours = evaluation.summary
+    adapted = evaluation.summary[ours]
 
     def mean(columns: dict[str, dict[str, float]], metric: str) -> float:
         return float(np.mean([columns[f"{d}_{metric}"]["mean"] for d in ("arousal", "valence")]))
 
     lines = []
     for method, columns in evaluation.summary.items():
-        if method != "MAML adapted":
+        if method != ours:
             ccc, rmse = (mean(adapted, m) - mean(columns, m) for m in ("ccc", "rmse"))
             lines.append(
-                f"MAML adapted against {method}: CCC {ccc:+.3f} ({'better' if ccc > 0 else 'not better'}), "
+                f"{ours} against {method}: CCC {ccc:+.3f} ({'better' if ccc > 0 else 'not better'}), "
                 f"RMSE {rmse:+.3f} ({'better' if rmse < 0 else 'not better'}), mean of arousal and valence"
             )
     return lines

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from data_prep.base import DataError, printable
+from dsaml_jax import __version__
 from dsaml_jax.cli import (
     checkpoint,
     convert,
@@ -147,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         "annotated song, for one listener.",
         epilog=_EPILOG.format("dsaml COMMAND"),
     )
+    parser.add_argument("--version", action="version", version=f"dsaml_jax {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def register(

@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
         f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs, {facts['held_out']}: "
         f"mean ± sd over {'people' if evaluation.task == 'pdmer' else 'songs'}"
     )
+    if "adapting" in facts:
+        console.say(facts["adapting"])
     console.say(table(evaluation))
     console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
     write_run_report(options.workdir)

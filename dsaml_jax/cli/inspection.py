@@ -15,7 +15,7 @@ from flax import traverse_util
 from dsaml_jax.adaptation import to_learned
 from dsaml_jax.config import RunConfig, to_json
 from dsaml_jax.errors import UsageError
-from dsaml_jax.reporting import duration
+from dsaml_jax.progress import duration
 from dsaml_jax.runs import (
     CHECKPOINTS,
     RUN_FILE,

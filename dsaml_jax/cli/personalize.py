@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
         if not math.isfinite(before):
             continue
         console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
+    if result.empty_cells:
+        console.say(f"{result.empty_cells} cells are empty or nan, and were not adapted to")
     console.say(
         f"adapted to {result.labelled_seconds:g} s of annotation; "
         f"next: dsaml predict --checkpoint {options.out} SONG --out DIR"

@@ -108,8 +108,9 @@ def run(options: argparse.Namespace) -> None:
             write_left_out(everything, checked.all_lines())
             console.say(f"each of them: {everything}")
         if checked.lines():
+            named = f" ({'; '.join(checked.lines())})" if options.quiet else ""
             raise DataError(
-                "files are missing or damaged; 'prepare' without --check leaves them out"
+                f"files are missing or damaged{named}; 'prepare' without --check leaves them out"
             )
         return
     folder = prepare(

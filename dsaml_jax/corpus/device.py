@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.base import WINDOW_STEPS
 from data_prep.shards import Corpus, read_features
-from dsaml_jax.base import WINDOW_STEPS, SongBatch
+from dsaml_jax.base import SongBatch
 
 
 @flax.struct.dataclass

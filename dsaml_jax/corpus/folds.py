@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.base import SPLITS, copies, deal, shuffled
+from data_prep.base import DIMENSIONS, SPLITS, copies, deal, shuffled
 from data_prep.curves import mean_curve
 from data_prep.shards import Corpus
-from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.config import TrainingConfig
 from dsaml_jax.errors import UsageError
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_prep.base import WINDOW_STEPS
 from data_prep.features import WINDOW_HOP
 from data_prep.shards import Corpus
-from dsaml_jax.base import MIN_LABELLED_STEPS, WINDOW_STEPS
+from dsaml_jax.base import MIN_LABELLED_STEPS
 
 
 def labelled_windows(

@@ -13,6 +13,7 @@ import numpy as np
 
 from data_prep.base import plain_cell, replacing
 from data_prep.shards import Corpus
+from dsaml_jax import meta
 from dsaml_jax.config import MetaConfig, with_settings
 from dsaml_jax.corpus import Fold, Overlap, fold_of, identity, require_unseen
 from dsaml_jax.errors import UsageError
@@ -188,10 +189,12 @@ def _evaluate_pdmer(
             predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
         predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
     curves = curves_of_songs(trial, run.model, run.variables)
-    predicted["MAML unadapted"] = curves.of(trial.song)
+    title = meta.algorithm_title(config.algorithm)
+    before, after = f"{title} unadapted", f"{title} adapted"
+    predicted[before] = curves.of(trial.song)
     if choose.has_people:
-        predicted["MAML + offset"] = with_offset(trial, curves, choose.share("MAML", run))
-    predicted["MAML adapted"] = after_adapting(run, config)
+        predicted[f"{title} + offset"] = with_offset(trial, curves, choose.share(title, run))
+    predicted[after] = after_adapting(run, config)
     facts = {
         "annotators": trial.judging.people,
         "largest_share_of_one_annotator": trial.judging.largest_share,
@@ -199,12 +202,12 @@ def _evaluate_pdmer(
         "songs": len(trial.asked),
         "seen_in_training": seen,
         "tasks": len(tasks.annotator),
-        "inner_steps": config.steps,
+        "adapting": f"{title} adapts {config.adapts} by {config.steps} inner steps, {config.strength:g} of the way",
         "checkpoint_step": run.step,
         "chosen_on_validation": choose.chosen,
     }
     evaluation = _tabulate(run, protocol, trial, predicted, facts)
-    shown = most_shared_song(trial, predicted["MAML unadapted"], predicted["MAML adapted"])
+    shown = most_shared_song(trial, predicted[before], predicted[after])
     return evaluation, shown
 
 

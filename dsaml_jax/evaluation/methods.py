@@ -6,6 +6,7 @@ import dataclasses
 from functools import partial
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,6 @@ from dsaml_jax.corpus import DeviceCorpus, gather_windows
 from dsaml_jax.evaluation.trials import Trial
 from dsaml_jax.listener import Variables, song_curve
 from dsaml_jax.meta import Adapting, LearnedRates, hoist
-from dsaml_jax.models import DSAML
 
 TASKS_PER_BLOCK = 16
 
@@ -99,7 +99,7 @@ class CurvesOfSongs:
         return self.curves[np.searchsorted(self.songs, song)]
 
 
-def curves_of_songs(trial: Trial, model: DSAML, variables: Variables) -> CurvesOfSongs:
+def curves_of_songs(trial: Trial, model: nn.Module, variables: Variables) -> CurvesOfSongs:
     """A model's curves for every song of a trial, as it is."""
     songs = trial.songs
     curves = _curves(model, variables, trial.device, jnp.asarray(songs, jnp.int32), trial.shape)
@@ -149,7 +149,7 @@ def _calibrate(query: np.ndarray, support: np.ndarray, truth: np.ndarray) -> np.
 
 def adapted(
     trial: Trial,
-    model: DSAML,
+    model: nn.Module,
     config: MetaConfig,
     variables: Variables,
     bar: tqdm | None = None,
@@ -190,7 +190,7 @@ _USED = ("support", "support_song", "support_window", "query_song")
 
 
 def _curve(
-    model: DSAML,
+    model: nn.Module,
     variables: Variables,
     device: DeviceCorpus,
     song: jax.Array,
@@ -215,7 +215,7 @@ def _curve(
 
 @partial(jax.jit, static_argnames=("model", "shape"))
 def _curves(
-    model: DSAML,
+    model: nn.Module,
     variables: Variables,
     device: DeviceCorpus,
     songs: jax.Array,
@@ -235,7 +235,7 @@ class _SongSplit:
 
     def __init__(
         self,
-        model: DSAML,
+        model: nn.Module,
         config: MetaConfig,
         variables: Variables,
         device: DeviceCorpus,
@@ -274,7 +274,7 @@ def _front_end_adapts(config: MetaConfig, variables: Variables) -> bool:
 
 @partial(jax.jit, static_argnames=("model", "config", "shape"))
 def _known_of_songs(
-    model: DSAML,
+    model: nn.Module,
     config: MetaConfig,
     variables: Variables,
     device: DeviceCorpus,
@@ -291,7 +291,7 @@ def _known_of_songs(
 
 @partial(jax.jit, static_argnames=("model", "config", "shape"))
 def _adapted_curves(
-    model: DSAML,
+    model: nn.Module,
     config: MetaConfig,
     variables: Variables,
     device: DeviceCorpus,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.base import DIMENSIONS
 from dsaml_jax import metrics
-from dsaml_jax.base import DIMENSIONS
 
 METRICS = ("rmse", "pcc", "ccc")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
@@ -41,7 +41,7 @@ def score_curves(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     """Every column of the labelled dimensions, of the labelled curves.
 
     Args:
-      predicted: `[..., n, 2]`.
+      predicted: `[..., n, 2]`; judged as it is written for people, clipped to the scale [-1, 1].
       truth: `[..., n, 2]`, NaN where unlabelled.
 
     Raises:
@@ -53,7 +53,7 @@ def score_curves(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     known = np.isfinite(truth[kept]).any(axis=-2)  # [k, 2]
     values = {
         name: np.where(known, np.asarray(x)[kept], np.nan).astype(np.float64)
-        for name, x in _all_scores(predicted, truth).items()
+        for name, x in _all_scores(np.clip(predicted, -1.0, 1.0), truth).items()
     }
     return {
         f"{dimension}_{name}": values[name][:, i]

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.base import WINDOW_STEPS
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
-from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.corpus import (
     OWN_SPLIT,
     DeviceCorpus,

@@ -67,6 +67,8 @@ def _attention(runner: Runner, outcome: Outcome) -> Pictures:
     song = np.array([trial.songs[0]], np.int32)
     batch = gather_windows(trial.device, song, np.zeros(1, np.int32))
     out: Any = model.model.apply(model.variables, batch.log_mel, batch.embedding)
+    if out.attention is None:
+        return {}
     titles = [f"{name}, {context} steps to each side" for name, context, used in (
         ("local", config.local_context, config.use_local),
         ("global", config.global_context, config.use_global),

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dsaml_jax.base import WINDOW_STEPS
-from dsaml_jax.models import DSAML
+from data_prep.base import WINDOW_STEPS
+from dsaml_jax.models import is_split
 
 Variables = Mapping[str, Any]
 
@@ -20,7 +21,7 @@ ENCODE_BLOCK = 240
 
 
 def song_curve(
-    model: DSAML,
+    model: nn.Module,
     variables: Variables,
     log_mel: jax.Array,
     embedding: jax.Array,
@@ -52,22 +53,21 @@ def song_curve(
     length = log_mel.shape[0]
     window = min(WINDOW_STEPS, length)
 
-    # In eval mode every patch is encoded by itself; blocks bound the memory of an hour of music.
-    def encode(patch: jax.Array) -> jax.Array:
-        encoded: Any = model.apply(variables, patch[None, None], method=DSAML.encode)
-        return encoded[0, 0]
-
-    features = jax.lax.map(encode, log_mel, batch_size=ENCODE_BLOCK)
     inside = window_start[:, None] + jnp.arange(window)[None]  # [w, T]
     present = inside < steps
     rows = jnp.minimum(inside, length - 1)
-    out: Any = model.apply(
-        variables,
-        features[rows],
-        embedding[rows] if per_step else embedding[:, None],
-        present=present,
-        method=DSAML.predict,
-    )
+    embeddings = embedding[rows] if per_step else embedding[:, None]
+    out: Any
+    if is_split(model):
+        # In eval mode every patch is encoded by itself; blocks bound the memory of an hour of music.
+        def encode(patch: jax.Array) -> jax.Array:
+            encoded: Any = model.apply(variables, patch[None, None], method="encode")
+            return encoded[0, 0]
+
+        features = jax.lax.map(encode, log_mel, batch_size=ENCODE_BLOCK)
+        out = model.apply(variables, features[rows], embeddings, present=present, method="predict")
+    else:
+        out = model.apply(variables, log_mel[rows], embeddings, present=present)
     curves = jnp.stack([out.arousal, out.valence], axis=-1)  # [w, T, 2]
 
     offset = jnp.arange(length)[:, None] - window_start[None]  # [n, w]
@@ -82,7 +82,7 @@ _jitted_song_curve = jax.jit(song_curve, static_argnames=("model", "per_step"))
 
 
 def predict_song(
-    model: DSAML,
+    model: nn.Module,
     variables: Variables,
     log_mel: np.ndarray,
     embedding: np.ndarray,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -10,14 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
-from data_prep.audio import load_audio, max_seconds
-from data_prep.base import MIN_SECONDS, DataError, printable, replacing
+from data_prep.audio import load_audio, max_seconds, without_suffix
+from data_prep.base import (
+    DIMENSIONS,
+    MIN_SECONDS,
+    STEPS_PER_SECOND,
+    WINDOW_STEPS,
+    DataError,
+    printable,
+    replacing,
+)
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
 from data_prep.features import FeatureConfig, window_starts
-from data_prep.reading import csv_lines, number
+from data_prep.reading import csv_records, empty_cells, in_time, number, rated
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
-from dsaml_jax.base import DIMENSIONS, MIN_LABELLED_STEPS, STEPS_PER_SECOND, WINDOW_STEPS, SongBatch
+from dsaml_jax.base import MIN_LABELLED_STEPS, SongBatch
 from dsaml_jax.corpus import evenly_spread, windows_to_draw
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener.curves import Variables, predict_song
@@ -32,12 +41,14 @@ class Personalized:
       variables: adapted.
       labelled_seconds: how much of the song was annotated.
       before, after: RMSE on the annotated song, `[2]` arousal and valence; NaN where it was not annotated.
+      empty_cells: of the table, in the dimensions that it holds; not adapted to.
     """
 
     variables: Variables
     labelled_seconds: float
     before: np.ndarray
     after: np.ndarray
+    empty_cells: int = 0
 
 
 def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> SongFeatures:
@@ -93,37 +104,58 @@ def predict_features(
     return _of_learned(loaded, curve)
 
 
-def read_annotations(path: Path) -> np.ndarray:
-    """`[n, 3]` time in seconds, arousal, valence from a CSV with those columns.
+COLUMNS = ("time", *DIMENSIONS)
+OF_A_STUDY = ("song_id", "annotator_id")
+"""Columns of a whole study's table, which says whose a row is and of what song."""
 
-    One of arousal and valence may be absent as a column, and either may be empty in a row: NaN.
+
+def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
+    """`[n, 3]` time in seconds, arousal, valence from a CSV with those columns, in the order of time.
+
+    One of arousal and valence may be absent as a column, and either may be empty or `nan` in a row: NaN. Other columns are
+    ignored. Of a table of several songs (`song_id`, with or without the file's suffix) the rows of one are taken.
+
+    Args:
+      path: the table.
+      song: its sound file, for a table of several songs.
 
     Raises:
-      DataError: missing, empty, ragged, not numbers, outside [-1, 1], or time that does not increase.
+      DataError: missing, empty, ragged, not numbers, outside [-1, 1], two ratings at one time, several people, or nothing of the song.
     """
-    (_, first), *lines = list(csv_lines(path)) or [(1, [])]
-    header = [cell.lower() for cell in first]
-    if sorted(header) not in (["arousal", "time", "valence"], ["arousal", "time"], ["time", "valence"]):  # fmt: skip
-        raise DataError(
-            f"{path}: the first line must name the columns time, arousal, valence (or one of the two)"
-        )
-    values = np.full((len(lines), 3), np.nan)
-    for row, (line, cells) in enumerate(lines):
-        try:
-            if len(cells) != len(header):
-                raise ValueError(f"{len(cells)} cells where {len(header)} belong")
-            values[row, 0] = number("time", cells[header.index("time")], 0.0, max_seconds())
-            for column, name in enumerate(("arousal", "valence"), start=1):
-                cell = cells[header.index(name)] if name in header else ""
-                if cell:
-                    values[row, column] = number(name, cell, -1.0, 1.0)
-            if row and values[row, 0] <= values[row - 1, 0]:
-                raise ValueError("time must increase")
-        except ValueError as error:
-            raise DataError(f"{path}, line {line}: {error}") from None
-    if not lines:
+    rows, ids, people = [], set(), set()
+    for line, (time, arousal, valence, song_id, person) in csv_records(
+        path, (*COLUMNS, *OF_A_STUDY), _parse, optional=DIMENSIONS, absent=OF_A_STUDY
+    ):
+        ids.add(song_id)
+        if song is None or song_id in ("", song_name(song)):
+            rows.append((time, arousal, valence, line))
+            people.add(person)
+    if not ids:
         raise DataError(f"{path}: no annotations below the header")
-    return values
+    if not rows and song:
+        some = ", ".join(sorted(ids)[:5]) + (", ..." if len(ids) > 5 else "")
+        raise DataError(f"{path}: no annotation of {song_name(song)} among those of {some}")
+    if len(people) > 1:
+        some = ", ".join(sorted(people)[:5]) + (", ..." if len(people) > 5 else "")
+        raise DataError(f"{path}: annotations of {len(people)} people ({some}); keep one's")
+    return in_time(path, "the annotation", rows)
+
+
+def song_name(audio: Path) -> str:
+    """What a table calls the song of a sound file, without suffix and in Unicode's composed form."""
+    return unicodedata.normalize("NFC", audio.stem)
+
+
+def _parse(
+    time: str, arousal: str, valence: str, song: str, person: str
+) -> tuple[float, float, float, str, str]:
+    return (
+        number("time", time, 0.0, max_seconds()),
+        rated("arousal", arousal),
+        rated("valence", valence),
+        without_suffix(unicodedata.normalize("NFC", song)),
+        person,
+    )
 
 
 def personalize(
@@ -141,7 +173,7 @@ def personalize(
       DataError: bad files, or annotations that do not belong to the song.
       UsageError: adapting does not end in finite numbers.
     """
-    drawn = read_annotations(annotations)
+    drawn = read_annotations(annotations, audio)
     config = loaded.info.features
     features = features_of_file(audio, config, embedder(config, weights))
     steps = len(features.log_mel)
@@ -150,7 +182,8 @@ def personalize(
         raise DataError(
             f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s"
         )
-    return personalize_on(loaded, features, on_grid(drawn, steps), what=str(annotations))
+    result = personalize_on(loaded, features, on_grid(drawn, steps), what=str(annotations))
+    return dataclasses.replace(result, empty_cells=empty_cells([drawn]))
 
 
 def personalize_on(

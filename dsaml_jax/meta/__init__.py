@@ -6,7 +6,7 @@ knows of music.
 """
 
 from dsaml_jax.meta.adapt import Adapting, adapt
-from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_options
+from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_options, algorithm_title
 from dsaml_jax.meta.anil import ANIL
 from dsaml_jax.meta.base import Algorithm, LearnedRates, LossFn
 from dsaml_jax.meta.boil import BOIL
@@ -41,6 +41,7 @@ __all__ = [
     "algorithm",
     "algorithm_names",
     "algorithm_options",
+    "algorithm_title",
     "hoist",
     "meta_gradient",
     "plan",

@@ -33,6 +33,14 @@ def algorithm_names() -> tuple[str, ...]:
     return tuple(_ALGORITHMS)
 
 
+_TITLES = {"meta-sgd": "Meta-SGD", "imaml": "iMAML", "reptile": "Reptile"}
+
+
+def algorithm_title(name: str) -> str:
+    """How papers write an algorithm's name."""
+    return _TITLES.get(name, name.upper())
+
+
 def algorithm_options(name: str) -> tuple[str, ...]:
     """What can be set of an algorithm, `steps` and `learning_rate` included.
 

@@ -2,6 +2,7 @@
 
 from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
+from dsaml_jax.models.building import Network, build_model, is_split, knows_batch_norm
 from dsaml_jax.models.dsaml import DSAML
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch, output_size
@@ -10,7 +11,11 @@ __all__ = [
     "DSAML",
     "DualScaleEncoder",
     "ImageBindAdapter",
+    "Network",
     "SequencePredictor",
     "SpectrogramBranch",
+    "build_model",
+    "is_split",
+    "knows_batch_norm",
     "output_size",
 ]

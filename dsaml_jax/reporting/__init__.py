@@ -2,12 +2,11 @@
 
 from dsaml_jax.reporting.figures import song_curve, to_svg, write_vector
 from dsaml_jax.reporting.report import Picture, commit, environment, write_report
-from dsaml_jax.reporting.run_page import duration, write_run_report
+from dsaml_jax.reporting.run_page import write_run_report
 
 __all__ = [
     "Picture",
     "commit",
-    "duration",
     "environment",
     "song_curve",
     "to_svg",

@@ -11,9 +11,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from data_prep.base import replacing
+from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, replacing
 from data_prep.figures import COLORS, STYLE, any_glyphs, name_corners, set_name
-from dsaml_jax.base import DIMENSIONS, STEPS_PER_SECOND
 from dsaml_jax.evaluation import ListenerCurves
 
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"

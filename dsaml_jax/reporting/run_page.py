@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.plain import parse_json
 from dsaml_jax.config import flatten
 from dsaml_jax.errors import UsageError
+from dsaml_jax.progress import duration
 from dsaml_jax.runs import REPORT_FILE, RunStatus, read_metrics, read_run_info, read_status
 
 
@@ -61,13 +62,6 @@ def headline(status: RunStatus) -> str:
     if status.best_step:
         text += f" Best validation score {status.best_score:.3f}, at step {status.best_step}."
     return text
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03`, or `2:03` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _results(workdir: Path, columns: tuple[str, ...]) -> dict[str, Any] | None:

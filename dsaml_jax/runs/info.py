@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.base import DataError, replacing
+from data_prep.base import DIMENSIONS, DataError, replacing
 from data_prep.features import FeatureConfig
 from data_prep.plain import from_plain, parse_json
-from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.config import FORMAT_VERSION, RunConfig, from_json, to_json
 from dsaml_jax.corpus import Seen
 from dsaml_jax.errors import UsageError

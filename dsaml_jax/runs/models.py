@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
@@ -26,7 +27,7 @@ from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.base import ModelConfig
 from dsaml_jax.config import RunConfig, with_settings
 from dsaml_jax.errors import UsageError
-from dsaml_jax.models import DSAML
+from dsaml_jax.models import build_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
 from dsaml_jax.runs.store import CheckpointStore
 
@@ -42,7 +43,7 @@ class LoadedModel:
       step: of the checkpoint.
     """
 
-    model: DSAML
+    model: nn.Module
     variables: dict[str, Any]
     info: RunInfo
     step: int
@@ -95,7 +96,7 @@ def load_model(directory: Path) -> LoadedModel:
       UsageError: `directory` holds neither, or what it holds does not fit its own configuration.
     """
     info = read_run_info(directory)
-    model = DSAML(info.config.model)
+    model = build_model(info.config.model)
     store = CheckpointStore(directory, read_only=True)
     try:
         if not store.steps():
@@ -128,12 +129,12 @@ def weights_digest(loaded: LoadedModel) -> str:
     return digest.hexdigest()
 
 
-def initial_variables(model: DSAML, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
+def initial_variables(model: nn.Module, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:
     """Freshly drawn `params` and `batch_stats` for these features."""
     log_mel = jax.numpy.zeros((1, 2, features.frames, features.mel_bands))
     width = model.config.embedding_width or model.config.width
     embedding = jax.numpy.zeros((1, 1, width))
-    return dict(model.init(key, log_mel, embedding))
+    return {"batch_stats": {}, **model.init(key, log_mel, embedding)}
 
 
 def require_variables(
@@ -142,7 +143,7 @@ def require_variables(
     """Raises UsageError unless these are finite numbers in the shapes of the model's `params` and `batch_stats`."""
 
     def init() -> dict[str, Any]:
-        return initial_variables(DSAML(model), features, jax.random.key(0))
+        return initial_variables(build_model(model), features, jax.random.key(0))
 
     expected = traverse_util.flatten_dict(jax.eval_shape(init), sep="/")
     found = traverse_util.flatten_dict(dict(variables), sep="/")
@@ -163,7 +164,7 @@ def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]
     """Shapes of the variables that a run's checkpoints hold."""
 
     def make() -> dict[str, Any]:
-        variables = initial_variables(DSAML(config.model), features, jax.random.key(0))
+        variables = initial_variables(build_model(config.model), features, jax.random.key(0))
         if config.training.task == "dmer":
             return variables
         return to_variables(to_learned(config.meta, variables), variables["batch_stats"])

@@ -32,15 +32,14 @@ from starlette.responses import (
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from data_prep.base import DataError, printable
-from dsaml_jax.base import STEPS_PER_SECOND
+from data_prep.base import STEPS_PER_SECOND, DataError, printable
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio import export, ratings
 from dsaml_jax.studio.guard import Guard, Session, same
 from dsaml_jax.studio.library import MOST_UPLOAD_BYTES, Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling, curve_rows
 from dsaml_jax.studio.store import Participant, Store
-from dsaml_jax.studio.takes import DIMENSIONS, check_entries, drawn_curve
+from dsaml_jax.studio.takes import PASSES, check_entries, drawn_curve
 
 MOST_JSON_BYTES = 2_000_000
 MOST_NAME = 60
@@ -292,7 +291,7 @@ class _Pages:
         who, song = await run_in_threadpool(self._song, request)
         practice = request.query_params.get("practice") == "1"
         dimension = request.query_params.get("draw", "both")
-        if dimension not in DIMENSIONS:
+        if dimension not in PASSES:
             raise HTTPException(404, "There is no such dimension.")
         return _page("annotate.html", who=who, song=song, practice=practice, dimension=dimension)
 
@@ -375,7 +374,7 @@ class _Pages:
         """A take to record into: the one that was left unfinished, or a fresh one."""
         who, song = await run_in_threadpool(self._song, request)
         asked = await _json(request)
-        if not isinstance(asked, dict) or asked.get("dimension") not in DIMENSIONS:
+        if not isinstance(asked, dict) or asked.get("dimension") not in PASSES:
             raise UsageError("dimension is both, arousal or valence")
         begin = partial(
             self._store.begin_take, who, song.number, asked["dimension"],

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.base import plain_cell, replacing
+from data_prep.base import STEPS_PER_SECOND, plain_cell, replacing
 from data_prep.curves import fit, mean_curve
 from data_prep.deam import ANNOTATION_START
-from dsaml_jax.base import STEPS_PER_SECOND
 from dsaml_jax.listener import curve_table
 from dsaml_jax.reporting import song_curve, to_svg
 from dsaml_jax.studio.library import Library, StudioSong

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.base import DataError, replacing
+from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
-from dsaml_jax.base import MIN_LABELLED_STEPS, STEPS_PER_SECOND
+from dsaml_jax.base import MIN_LABELLED_STEPS
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
     Variables,

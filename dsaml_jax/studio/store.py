@@ -189,7 +189,7 @@ class Store:
         Args:
           who: draws.
           song: its number.
-          dimension: of :data:`~dsaml_jax.studio.takes.DIMENSIONS`.
+          dimension: of :data:`~dsaml_jax.studio.takes.PASSES`.
           practice: is never used.
           fresh: begin one in any case; earlier ones stay, and the last finished one counts.
         """

@@ -9,7 +9,7 @@ import numpy as np
 
 from dsaml_jax.errors import UsageError
 
-DIMENSIONS = ("both", "arousal", "valence")
+PASSES = ("both", "arousal", "valence")
 """What a take draws: both at once, or one as DEAM's raters did."""
 
 RUN_GAP = 1.0

@@ -22,7 +22,7 @@ from dsaml_jax.base import SongBatch
 from dsaml_jax.config import RunConfig, from_json, to_json
 from dsaml_jax.corpus import DeviceCorpus, Drawn, TaskArrays, WindowArrays, gather_windows
 from dsaml_jax.errors import UsageError
-from dsaml_jax.models import DSAML
+from dsaml_jax.models import build_model
 
 FAILURES_FOLDER = "failures"
 _BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(SongBatch))
@@ -113,7 +113,7 @@ def _replay(
     keys: jax.Array,
     step: jax.Array,
 ) -> dict[str, Any]:
-    model, stats = DSAML(config.model), variables["batch_stats"]
+    model, stats = build_model(config.model), variables["batch_stats"]
     dropout = config.model.dropout > 0.0
     inner_key, outer_key = map(jax.random.wrap_key_data, keys)
     pair = (inner_key, outer_key) if dropout else (None, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_prep.base import DIMENSIONS
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import to_variables
-from dsaml_jax.base import DIMENSIONS
 from dsaml_jax.config import RunConfig
 from dsaml_jax.corpus import DeviceCorpus, Drawn, batches
 from dsaml_jax.devices import is_first, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
-from dsaml_jax.progress import Console
+from dsaml_jax.progress import Console, duration
 from dsaml_jax.runs import CHECKPOINTS, CheckpointStore, RunLog, State
 from dsaml_jax.training.failures import FAILURES_FOLDER, blame, bundles_of_step, write_bundle
 from dsaml_jax.training.start import Setup, set_up
@@ -134,16 +135,23 @@ class _Loop:
             setup.corpus, setup.target, setup.device, setup.draw,
             self.step + 1, training.steps + 1, training.steps_per_dispatch,
         )  # fmt: skip
+        ended = 0.0
         with console.bar(training.steps, training.task, "step", done=self.step) as bar:
-            for here, drawn in coming:
+            for dispatch, (here, drawn) in enumerate(coming):
                 if here is not setup.device:
                     here = devices.replicate(here)
                 next_step = np.int32(self.step + 1)
                 self.state, terms = setup.step(self.state, here, devices.split(drawn), next_step, seed)  # fmt: skip
                 self.pending.append(terms)
+                if dispatch < 2:  # the first compiles; what the second takes, all of them do
+                    jax.block_until_ready(terms)
+                    began, ended = ended, time.monotonic()
                 advanced = len(jax.tree.leaves(drawn)[0])
                 self.step += advanced
                 bar.update(advanced)
+                left = training.steps - self.step
+                if dispatch == 1 and (ended - began) * left / advanced > LONG:
+                    console.say(_how_long((ended - began) / advanced, left))
                 last, saved = self.step == training.steps, False
                 logged = last or self.step % training.log_every == 0
                 if logged:
@@ -207,6 +215,15 @@ class _Loop:
             )
             raise UsageError(_failure(setup, here, drawn, self.state, wrong))
         return rows
+
+
+LONG = 600.0
+"""Seconds from which a run says at its beginning how long it will take."""
+
+
+def _how_long(seconds: float, steps: int) -> str:
+    """For people: what a step takes, and all that are left."""
+    return f"{seconds:.3g} s a step: the {steps:,} that are left take about {duration(seconds * steps)}"
 
 
 def _result(workdir: Path, store: CheckpointStore, console: Console) -> dict[str, float]:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 import optax
 
+from data_prep.features import TINY
 from data_prep.shards import Corpus
 from dsaml_jax.config import RunConfig, differences
 from dsaml_jax.corpus import (
@@ -39,11 +42,12 @@ from dsaml_jax.evaluation import (
     listener_trial,
     mean_scores,
 )
-from dsaml_jax.models import DSAML
+from dsaml_jax.models import build_model
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import (
     RUN_FILE,
     RunInfo,
+    initial_variables,
     read_run_info,
 )
 from dsaml_jax.training.steps import (
@@ -78,7 +82,7 @@ class Setup:
     workdir: Path
     info: RunInfo
     target: np.ndarray
-    model: DSAML
+    model: nn.Module
     optimizer: optax.GradientTransformation
     devices: Devices
     device: DeviceCorpus
@@ -106,8 +110,10 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
     _require_songs(parts)
     for said in judging_lines(corpus, config):
         console.say(said)
+    for said in _size_lines(config, corpus):
+        console.say(said)
     target = consensus_target(corpus, parts["train"])
-    model = DSAML(config.model)
+    model = build_model(config.model)
     optimizer = make_optimizer(config.training)
     pdmer = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], config, console) if pdmer else None
@@ -172,6 +178,24 @@ def _validation_tasks(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _size_lines(config: RunConfig, corpus: Corpus) -> list[str]:
+    """How large the model is, and whether it is one for these features."""
+    variables = jax.eval_shape(
+        lambda: initial_variables(build_model(config.model), corpus.features, jax.random.key(0))
+    )
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    lines = [f"model: {count:,} parameters, on {corpus.features.name}"]
+    if corpus.features.mel_bands == TINY.mel_bands and count > LARGE:
+        lines.append(
+            "these features are tiny, and made for --preset tiny, which a CPU trains in minutes"
+        )
+    return lines
+
+
+LARGE = 3_000_000
+"""Parameters of a model that is no longer one for a CPU."""
+
+
 def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) -> np.ndarray:
     """Whose features a validation needs: of PDMER also those that are adapted to."""
     songs = parts["validation"].songs
@@ -184,7 +208,7 @@ def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) 
 
 
 def _make_validation(
-    model: DSAML, config: RunConfig, corpus: Corpus, device: DeviceCorpus
+    model: nn.Module, config: RunConfig, corpus: Corpus, device: DeviceCorpus
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
     """A function from variables to mean scores on the validation part, in eval mode."""
     fold = fold_of(config.training)
@@ -224,6 +248,24 @@ def _seen_before(workdir: Path, config: RunConfig) -> Seen:
     return read_run_info(Path(begun)).seen if begun else Seen()
 
 
+def _as_long_as(old: RunConfig, new: RunConfig) -> RunConfig:
+    """The old settings with the new number of steps, where a run may go on to it.
+
+    Raises:
+      UsageError: it is larger, and cannot: what was trained depended on the total.
+    """
+    before, after = old.training, new.training
+    if after.steps <= before.steps or dataclasses.replace(before, steps=after.steps) != after:
+        return old
+    if before.schedule != "constant":
+        raise UsageError(
+            f"a run of {before.steps} steps cannot go on to {after.steps}: its learning rate falls to nothing at the last "
+            "step (training.schedule); start another with --set training.init_from=, or train with "
+            "--set training.schedule=constant from the beginning"
+        )
+    return dataclasses.replace(old, training=dataclasses.replace(before, steps=after.steps))
+
+
 def require_ours(workdir: Path, info: RunInfo) -> None:
     """Refuses a work directory that belongs to something else."""
     if workdir.exists() and not workdir.is_dir():
@@ -235,7 +277,7 @@ def require_ours(workdir: Path, info: RunInfo) -> None:
                 f"{workdir} is a finished model ({old.note}); choose another --workdir, and "
                 f"--set training.init_from={workdir} to start from it"
             )
-        changed = differences(old.config, info.config)
+        changed = differences(_as_long_as(old.config, info.config), info.config)
         if old.data != info.data:
             changed.append(f"data: {old.data} -> {info.data}")
         if changed:

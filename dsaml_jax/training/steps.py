@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import RunConfig, TrainingConfig
 from dsaml_jax.corpus import DeviceCorpus, TaskArrays, WindowArrays, gather_windows
-from dsaml_jax.models import DSAML
 
 Terms = dict[str, jax.Array]
 
@@ -64,7 +64,7 @@ def step_key(seed: chex.Numeric, index: chex.Numeric) -> jax.Array:
 
 
 def make_dmer_step(
-    model: DSAML,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
@@ -89,7 +89,7 @@ def make_dmer_step(
 
 
 def make_pdmer_step(
-    model: DSAML,
+    model: nn.Module,
     config: RunConfig,
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding | None = None,

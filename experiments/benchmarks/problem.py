@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_prep.base import WINDOW_STEPS
 from data_prep.features import WINDOW_HOP
 from dsaml_jax import DSAML, ModelConfig, meta
 from dsaml_jax.adaptation import query_loss, support_loss
-from dsaml_jax.base import WINDOW_STEPS, SongBatch
+from dsaml_jax.base import SongBatch
 from dsaml_jax.config import MetaConfig
 
 FRAMES, BANDS = 51, 128

@@ -42,8 +42,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from data_prep.base import WINDOW_STEPS
 from dsaml_jax import ModelConfig
-from dsaml_jax.base import WINDOW_STEPS, SongBatch
+from dsaml_jax.base import SongBatch
 from dsaml_jax.convert import ENCODER
 
 Gradients = dict[str, np.ndarray]

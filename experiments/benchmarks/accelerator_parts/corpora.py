@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from accelerator_parts.sizes import Size
-from data_prep.base import Provenance
+from data_prep.base import WINDOW_STEPS, Provenance
 from data_prep.features import WINDOW_HOP, FeatureConfig
 from data_prep.shards import Corpus
-from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.config import RunConfig, preset
 from dsaml_jax.corpus import Drawn, TaskArrays, batches, drawing, held_out, pool_of, to_device
 

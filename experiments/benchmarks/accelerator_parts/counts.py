@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from problem import BANDS, FRAMES
 
+from data_prep.base import WINDOW_STEPS
 from dsaml_jax import ModelConfig
-from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.models import output_size
 
 FLOAT = 4

@@ -15,9 +15,9 @@ from accelerator_parts.counts import FLOAT, Work, gradient_work
 from accelerator_parts.programs import Program, compiled, limits, seconds_of
 from accelerator_parts.report import Report, amount
 from accelerator_parts.sizes import Size
+from data_prep.base import WINDOW_STEPS
 from dsaml_jax import DSAML, ModelConfig
 from dsaml_jax.adaptation import support_loss
-from dsaml_jax.base import WINDOW_STEPS
 from dsaml_jax.corpus import gather_windows
 from dsaml_jax.models import (
     DualScaleEncoder,
