@@ -54,9 +54,14 @@ PROVENANCE = Provenance(
     scale="curves published in [-1, 1], unchanged; songs as a whole in [1, 9], by (x - 5) / 4",
 )
 
-_AUDIO = "MEMD_audio"
-_AVERAGED = "annotations averaged per song/dynamic (per second annotations)"
-_PER_RATER = "annotations per each rater/dynamic (per second annotations)"
+AUDIO = "DEAM_audio/MEMD_audio"
+_DYNAMIC = "dynamic (per second annotations)"
+AVERAGED = f"DEAM_Annotations/annotations/annotations averaged per song/{_DYNAMIC}"
+PER_RATER = f"DEAM_Annotations/annotations/annotations per each rater/{_DYNAMIC}"
+"""Where the downloads have sound, mean curves and those of single raters."""
+
+_AUDIO = AUDIO.rpartition("/")[2]
+_AVERAGED, _PER_RATER = ("/".join(path.split("/")[-2:]) for path in (AVERAGED, PER_RATER))
 _STATIC = "static_annotations_averaged_songs_*.csv"
 _LAYOUT = re.compile(r"DEAM_.*|MEMD_audio|annotations.*|dynamic \(.*|arousal|valence|song_level")
 

@@ -192,7 +192,7 @@ def find_dataset(data: Path) -> Path:
 
 
 def read_corpus(
-    data: Path,
+    data: Path | str,
     *,
     stream_above_gb: float = STREAM_ABOVE_GB,
     progress: Progress | None = None,
@@ -207,7 +207,7 @@ def read_corpus(
     Raises:
       DataError: no dataset, or one that is damaged.
     """
-    folder = find_dataset(data)
+    folder = find_dataset(Path(data))
     try:
         facts = read_facts(folder)
         config = from_plain(FeatureConfig, facts["features"])

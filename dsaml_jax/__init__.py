@@ -9,10 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from data_prep.shards import read_corpus as load_corpus
     from dsaml_jax import convert, losses, meta, metrics
     from dsaml_jax.base import ModelConfig, ModelOutput, SongBatch
     from dsaml_jax.errors import UsageError
+    from dsaml_jax.evaluation import evaluate
+    from dsaml_jax.listener import predict_file
     from dsaml_jax.models import DSAML
+    from dsaml_jax.runs import load_model
 
 __version__ = "0.2.0"
 
@@ -23,26 +27,37 @@ __all__ = [
     "SongBatch",
     "UsageError",
     "convert",
+    "evaluate",
+    "load_corpus",
+    "load_model",
     "losses",
     "meta",
     "metrics",
+    "predict_file",
 ]
 
 _HOMES = {
-    "DSAML": "models.dsaml",
-    "ModelConfig": "base",
-    "ModelOutput": "base",
-    "SongBatch": "base",
-    "UsageError": "errors",
+    "DSAML": ("dsaml_jax.models", "DSAML"),
+    "ModelConfig": ("dsaml_jax.base", "ModelConfig"),
+    "ModelOutput": ("dsaml_jax.base", "ModelOutput"),
+    "SongBatch": ("dsaml_jax.base", "SongBatch"),
+    "UsageError": ("dsaml_jax.errors", "UsageError"),
+    "evaluate": ("dsaml_jax.evaluation", "evaluate"),
+    "load_corpus": ("data_prep.shards", "read_corpus"),
+    "load_model": ("dsaml_jax.runs", "load_model"),
+    "predict_file": ("dsaml_jax.listener", "predict_file"),
 }
+"""Public names that are no modules of this package, where they are, and what they are called there."""
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name, or the module of that name, when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
-    return getattr(module, name) if name in _HOMES else module
+    if name in _HOMES:
+        module, inside = _HOMES[name]
+        return getattr(importlib.import_module(module), inside)
+    return importlib.import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.deam import read_deam
 from data_prep.features import TINY
 from data_prep.prepare import prepare
 from data_prep.shards import Corpus, read_corpus
-from data_prep.synthetic import write_corpus
-from data_prep.synthetic.corpus import PROVENANCE
+from data_prep.synthetic import read_synthetic, write_corpus
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.evaluation import COLUMNS, evaluate
 from dsaml_jax.progress import Console
@@ -36,7 +34,7 @@ SETTINGS = ("training.task=dmer", "training.steps=400", "training.validate_every
 def scores(out: Path, seeds: int) -> dict[str, np.ndarray]:
     """How trained and read -> `[seeds, columns]` of the DMER model's means on the test songs."""
     root = write_corpus(out / "corpus", songs=200, annotators=60)
-    annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
+    annotated = read_synthetic(root)
     half, full = (
         read_corpus(prepare(annotated, out / "data", dataclasses.replace(TINY, dtype=dtype)))
         for dtype in ("float16", "float32")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -13,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.base import DataError, Provenance
-from data_prep.deam import ANNOTATION_START
+from data_prep.base import AnnotatedCorpus, DataError, Provenance, csv_text
+from data_prep.curves import Flat
+from data_prep.deam import ANNOTATION_START, AUDIO, AVERAGED, PER_RATER, read_deam
 from data_prep.parallel import parallel_map
 from data_prep.synthetic import listeners as people
 from data_prep.synthetic import music
@@ -94,6 +93,11 @@ def write_corpus(
     return root
 
 
+def read_synthetic(root: Path, *, flat: Flat = "keep") -> AnnotatedCorpus:
+    """What :func:`write_corpus` wrote."""
+    return read_deam(root, name="synthetic", provenance=PROVENANCE, flat=flat)
+
+
 def _write(
     root: Path,
     songs: int,
@@ -103,11 +107,7 @@ def _write(
     workers: int | None,
     progress: Progress | None,
 ) -> None:
-    audio = root / "DEAM_audio" / "MEMD_audio"
-    annotations = root / "DEAM_Annotations" / "annotations"
-    dynamic = "dynamic (per second annotations)"
-    averaged = annotations / "annotations averaged per song" / dynamic
-    per_rater = annotations / "annotations per each rater" / dynamic
+    audio, averaged, per_rater = (root / part for part in (AUDIO, AVERAGED, PER_RATER))
     for folder in (audio, averaged, per_rater / "arousal", per_rater / "valence"):
         folder.mkdir(parents=True)
 
@@ -126,13 +126,15 @@ def _write(
                 [f"listener{annotator:03d}", *_numbers(curve[:, column])]
                 for annotator, curve in zip(who[song - 1], curves, strict=True)
             ]
-            _write_csv(per_rater / dimension / f"{song}.csv", ["WorkerId", *header], rows)
+            (per_rater / dimension / f"{song}.csv").write_text(
+                csv_text(["WorkerId", *header], rows)
+            )
         means.append(curves.mean(axis=0))
         if progress:
             progress(song, songs)
     for column, dimension in enumerate(people.DIMENSIONS):
         rows = [[str(song), *_numbers(m[:, column])] for song, m in enumerate(means, start=1)]
-        _write_csv(averaged / f"{dimension}.csv", ["song_id", *header], rows)
+        (averaged / f"{dimension}.csv").write_text(csv_text(["song_id", *header], rows))
 
 
 def _seed(*parts: int) -> np.ndarray:
@@ -177,9 +179,3 @@ def _make_song(job: tuple[int, int, str, list[tuple[int, people.Listener]]]) -> 
 
 def _numbers(curve: np.ndarray) -> list[str]:
     return [f"{value:.6f}" for value in curve]
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.write_text(text.getvalue())

@@ -21,15 +21,16 @@ def add(register: Register) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml checkpoint`."""
-    from dsaml_jax.cli.inspection import checkpoint_lines, export_model, stay_on_the_host
+    from dsaml_jax.cli.inspection import checkpoint_lines, stay_on_the_host
     from dsaml_jax.progress import show
+    from dsaml_jax.runs import export_model, load_model
 
     stay_on_the_host()
 
     if options.action == "export":
         if options.out is None:
             raise UsageError("--out is needed: the .safetensors file")
-        count = export_model(options.directory, options.out)
+        count = export_model(load_model(options.directory), options.out)
         show(f"exported: {options.out} ({count:,} numbers of the best checkpoint)")
         return
     verify = options.action == "verify"

@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_prep.deam import read_deam
+from data_prep import synthetic
+from data_prep.deam import AUDIO
 from data_prep.features import TINY
 from data_prep.prepare import prepare
 from data_prep.shards import Corpus, read_corpus
-from data_prep.synthetic import write_corpus
-from data_prep.synthetic.corpus import PROVENANCE
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import gather_windows, held_out, to_device
 from dsaml_jax.evaluation import Evaluation, ListenerCurves, evaluate, table, write_evaluation
@@ -91,7 +90,7 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
 
     stage(0)
     with console.counter("composing", "song") as progress:
-        root = write_corpus(
+        root = synthetic.write_corpus(
             workdir / "corpus",
             songs=size.songs,
             annotators=size.annotators,
@@ -99,8 +98,7 @@ def run_demo(workdir: Path, *, quick: bool, seed: int, console: Console) -> Eval
             progress=progress,
         )
     stage(1)
-    annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
-    prepare(annotated, workdir / "data", TINY, display=console.counter)
+    prepare(synthetic.read_synthetic(root), workdir / "data", TINY, display=console.counter)
     corpus = read_corpus(workdir / "data")
 
     stage(2)
@@ -170,7 +168,7 @@ def _personalize_one(run: LoadedModel, corpus: Corpus, root: Path, workdir: Path
     name, person = corpus.song_ids[song], corpus.annotator_ids[corpus.rating_annotator[rating]]
     first = corpus.rating_first[rating]
     curve = corpus.ratings[first : first + corpus.song_steps[song]]
-    audio = root / "DEAM_audio" / "MEMD_audio" / f"{name}.flac"
+    audio = root / AUDIO / f"{name}.flac"
     annotations = workdir / "mine.csv"
     with annotations.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -14,6 +14,7 @@ from data_prep.base import DataError, printable
 from dsaml_jax import __version__
 from dsaml_jax.cli import (
     checkpoint,
+    compare,
     convert,
     demo,
     describe,
@@ -34,6 +35,7 @@ COMMANDS = (
     describe,
     train,
     evaluate,
+    compare,
     personalize,
     predict,
     convert,

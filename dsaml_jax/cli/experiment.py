@@ -103,12 +103,10 @@ def _folds_of_experiment(
 
 def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Console) -> Corpus:
     """Prepared data; the synthetic corpus is made where there is none."""
-    from data_prep.deam import read_deam
+    from data_prep import synthetic
     from data_prep.features import TINY
     from data_prep.prepare import prepare
     from data_prep.shards import read_corpus
-    from data_prep.synthetic import write_corpus
-    from data_prep.synthetic.corpus import PROVENANCE
 
     if options.data is None and options.dataset not in (None, "synthetic"):
         raise UsageError(
@@ -121,12 +119,11 @@ def _corpus_of_experiment(options: argparse.Namespace, scale: Scale, console: Co
                 "--full is for prepared data: make it by 'dsaml prepare synthetic', and give it as --data"
             )
         with console.counter("composing", "song") as progress:
-            root = write_corpus(
+            root = synthetic.write_corpus(
                 options.out / "corpus", songs=scale.songs, annotators=scale.annotators,
                 raters=scale.raters, progress=progress,
             )  # fmt: skip
-        annotated = read_deam(root, name="synthetic", provenance=PROVENANCE)
-        prepare(annotated, data, TINY, display=console.counter)
+        prepare(synthetic.read_synthetic(root), data, TINY, display=console.counter)
     corpus = read_corpus(data)
     if options.dataset is not None and corpus.name != options.dataset:
         raise UsageError(f"{data} holds {corpus.name}, not {options.dataset}")

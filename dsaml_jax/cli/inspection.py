@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import traverse_util
 
 from dsaml_jax.adaptation import to_learned
 from dsaml_jax.config import RunConfig, to_json
@@ -22,7 +20,6 @@ from dsaml_jax.runs import (
     CheckpointStore,
     DamagedCheckpoint,
     RunStatus,
-    load_model,
     read_metrics,
     read_run_info,
     read_status,
@@ -184,40 +181,6 @@ def _optimizer_state(config: RunConfig, variables: Any) -> Any:
     if config.training.task == "pdmer":
         learned = to_learned(config.meta, variables)
     return make_optimizer(config.training).init(learned)
-
-
-def export_model(workdir: Path, out: Path) -> int:
-    """Writes the best model as safetensors, names with dots; returns how many numbers it holds.
-
-    Configuration and features stand in the metadata as JSON.
-
-    Raises:
-      UsageError: no model there, or `out` exists.
-    """
-    import json
-
-    from safetensors.numpy import save_file
-
-    from data_prep.base import replacing
-
-    if out.exists():
-        raise UsageError(f"{out} exists; choose another --out")
-    loaded = load_model(workdir)
-    arrays = {
-        name: np.ascontiguousarray(value)
-        for name, value in traverse_util.flatten_dict(dict(loaded.variables), sep=".").items()
-    }
-    metadata: dict[str, Any] = {
-        "format": "dsaml_jax",
-        "step": str(loaded.step),
-        "config": json.dumps(to_json(loaded.info.config)),
-        "features": json.dumps(dataclasses.asdict(loaded.info.features)),
-        "data": loaded.info.data,
-        "note": loaded.info.note,
-    }
-    with replacing(out) as temporary:
-        save_file(arrays, temporary, metadata)
-    return sum(value.size for value in arrays.values())
 
 
 def stay_on_the_host() -> None:

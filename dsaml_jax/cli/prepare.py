@@ -163,9 +163,7 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
         from data_prep.folder import read_folder
 
         return read_folder(options.root, options.name, flat=flat)
-    from data_prep.deam import read_deam
-    from data_prep.synthetic import write_corpus
-    from data_prep.synthetic.corpus import PROVENANCE
+    from data_prep.synthetic import read_synthetic, write_corpus
 
     with console.counter("composing") as progress:
         write_corpus(
@@ -176,7 +174,7 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
             workers=options.workers,
             progress=progress,
         )
-    return read_deam(options.root, name="synthetic", provenance=PROVENANCE, flat=flat)
+    return read_synthetic(options.root, flat=flat)
 
 
 def _feature_config(options: argparse.Namespace) -> FeatureConfig:

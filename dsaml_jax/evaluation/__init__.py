@@ -19,7 +19,7 @@ from dsaml_jax.evaluation.choosing import (
     best_of,
     share_of,
 )
-from dsaml_jax.evaluation.evaluate import (
+from dsaml_jax.evaluation.evaluating import (
     Evaluation,
     ListenerCurves,
     evaluate,

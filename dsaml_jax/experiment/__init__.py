@@ -4,6 +4,7 @@ The experiments themselves are functions in the folder `experiments/`, one a fil
 """
 
 from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
+from dsaml_jax.experiment.comparing import compare
 from dsaml_jax.experiment.reporting import write_outcomes
 from dsaml_jax.experiment.running import Runner
 from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
@@ -21,6 +22,7 @@ __all__ = [
     "Runner",
     "Scale",
     "Training",
+    "compare",
     "difference_of",
     "paired_difference",
     "pooled",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.base import plain_cell, replacing
+from data_prep.base import csv_text, plain_cell, replacing
 from data_prep.curves import labelled_mean
 from dsaml_jax.evaluation import METRICS, Scores, better_when, dimensions_of
 from dsaml_jax.experiment.base import Judged, Outcome
@@ -222,7 +220,7 @@ def to_latex(table: Table, caption: str) -> str:
 def write_tables(outcome: Outcome, folder: Path) -> None:
     """Writes `table.csv`, `table.tex`, `per_annotator.csv` (PDMER) and `per_song.csv`, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "table.csv", _csv(_CSV_HEADER, _csv_rows(outcome)))
+    _write(folder / "table.csv", csv_text(_CSV_HEADER, _csv_rows(outcome)))
     title = outcome.experiment.title
     tables = [to_latex(scores_table(outcome), f"{title}: mean ± sd over seeds")]
     for what, compared in pairs(outcome).items():
@@ -231,7 +229,7 @@ def write_tables(outcome: Outcome, folder: Path) -> None:
     _write(folder / "table.tex", "\n".join(tables))
     units = ["annotator", "song"] if unit_of(outcome) == "annotator" else ["song"]
     for unit in units:
-        _write(folder / f"per_{unit}.csv", _csv(("method", "seed", unit, *columns_of(outcome)), _per_unit(outcome, unit)))  # fmt: skip
+        _write(folder / f"per_{unit}.csv", csv_text(("method", "seed", unit, *columns_of(outcome)), _per_unit(outcome, unit)))  # fmt: skip
 
 
 _CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "mean_over_songs", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
@@ -258,12 +256,6 @@ def _per_unit(outcome: Outcome, unit: str) -> Iterable[tuple[object, ...]]:
             for name in sorted({name for values in columns.values() for name in values}):
                 values = (f"{x[name]:.6f}" if name in x else "" for x in columns.values())
                 yield method, seed, plain_cell(name), *values
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def _write(path: Path, text: str) -> None:

@@ -70,7 +70,7 @@ def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> 
     return finish(analyse(waveform, rate, config), embed)
 
 
-def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -> np.ndarray:
+def predict_file(loaded: LoadedModel, path: Path | str, weights: Path | None = None) -> np.ndarray:
     """`[n, 2]` arousal and valence of a sound file, one row per half second; NaN in what was not learned.
 
     Args:
@@ -79,7 +79,7 @@ def predict_file(loaded: LoadedModel, path: Path, weights: Path | None = None) -
       weights: of ImageBind, if the model was trained on its embeddings.
     """
     config = loaded.info.features
-    features = features_of_file(path, config, embedder(config, weights))
+    features = features_of_file(Path(path), config, embedder(config, weights))
     return predict_features(loaded, loaded.variables, features)
 
 

@@ -1,8 +1,9 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
-`info` is the run's identity, `store` its Orbax checkpoints, `models` a model loaded or saved, `log` what is written while it trains.
+`info` is the run's identity, `store` its Orbax checkpoints, `models` a model loaded or saved, `export` one in a single file, `log` what is written while it trains.
 """
 
+from dsaml_jax.runs.export import export_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
 from dsaml_jax.runs.log import (
     METRICS_FILE,
@@ -41,6 +42,7 @@ __all__ = [
     "RunStatus",
     "State",
     "at_strength",
+    "export_model",
     "initial_variables",
     "load_model",
     "only_here",

@@ -39,8 +39,14 @@ class RunInfo:
 
 def write_run_info(directory: Path, info: RunInfo) -> None:
     """Writes `run.json`, whole or not at all."""
-    values = {
-        "format_version": FORMAT_VERSION,
+    values = {"format_version": FORMAT_VERSION, **info_values(info)}
+    with replacing(directory / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def info_values(info: RunInfo) -> dict[str, Any]:
+    """Plain values for JSON."""
+    return {
         "config": to_json(info.config),
         "features": dataclasses.asdict(info.features),
         "data": info.data,
@@ -48,8 +54,25 @@ def write_run_info(directory: Path, info: RunInfo) -> None:
         "dimensions": info.dimensions,
         "seen": {name: " ".join(digests) for name, digests in vars(info.seen).items()},
     }
-    with replacing(directory / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def info_from(values: Any, where: str) -> RunInfo:
+    """Inverse of :func:`info_values`.
+
+    Raises:
+      UsageError: values are missing, or of another version.
+    """
+    try:
+        return RunInfo(
+            from_json(values["config"], where),
+            from_plain(FeatureConfig, values["features"]),
+            str(values["data"]),
+            str(values["note"]),
+            _read_dimensions(values.get("dimensions", DIMENSIONS)),
+            _read_seen(values.get("seen", {})),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
+        raise UsageError(f"{where}: damaged or of another version ({error})") from None
 
 
 def read_run_info(directory: Path) -> RunInfo:
@@ -64,20 +87,11 @@ def read_run_info(directory: Path) -> RunInfo:
     try:
         values = parse_json(path.read_text())
         version = values["format_version"]
-        if version != FORMAT_VERSION:
-            raise UsageError(
-                f"{path}: format version {version}; this version reads {FORMAT_VERSION}"
-            )
-        return RunInfo(
-            from_json(values["config"], str(path)),
-            from_plain(FeatureConfig, values["features"]),
-            str(values["data"]),
-            str(values["note"]),
-            _read_dimensions(values.get("dimensions", DIMENSIONS)),
-            _read_seen(values.get("seen", {})),
-        )
-    except (ValueError, KeyError, TypeError, DataError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: damaged or of another version ({error})") from None
+    if version != FORMAT_VERSION:
+        raise UsageError(f"{path}: format version {version}; this version reads {FORMAT_VERSION}")
+    return info_from(values, str(path))
 
 
 def _read_dimensions(names: Any) -> tuple[str, ...]:

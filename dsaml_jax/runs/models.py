@@ -89,12 +89,17 @@ def require_free(directory: Path) -> None:
         raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
 
 
-def load_model(directory: Path) -> LoadedModel:
-    """The best model of a run, or a personalised one.
+def load_model(directory: Path | str) -> LoadedModel:
+    """The best model of a run, a personalised one, or an exported file.
 
     Raises:
-      UsageError: `directory` holds neither, or what it holds does not fit its own configuration.
+      UsageError: it is none of them, or what it holds does not fit its own configuration.
     """
+    directory = Path(directory)
+    if directory.suffix == ".safetensors" and not directory.is_dir():
+        from dsaml_jax.runs.export import read_export
+
+        return read_export(directory)
     info = read_run_info(directory)
     model = build_model(info.config.model)
     store = CheckpointStore(directory, read_only=True)

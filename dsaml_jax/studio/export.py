@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
 import json
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.base import STEPS_PER_SECOND, plain_cell, replacing
+from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, csv_text, plain_cell, replacing
 from data_prep.curves import fit, mean_curve
-from data_prep.deam import ANNOTATION_START
+from data_prep.deam import ANNOTATION_START, AUDIO, AVERAGED, PER_RATER
 from dsaml_jax.listener import curve_table
 from dsaml_jax.reporting import song_curve, to_svg
 from dsaml_jax.studio.library import Library, StudioSong
@@ -22,9 +20,6 @@ from dsaml_jax.studio.modelling import Modelling
 from dsaml_jax.studio.ratings import fits, listener_id, summary_of_study
 from dsaml_jax.studio.store import Participant, Row, Store
 
-_DYNAMIC = "dynamic (per second annotations)"
-_ANNOTATIONS = "DEAM_Annotations/annotations"
-_DIMENSIONS = ("arousal", "valence")
 README = f"""Annotations of a study, as two corpora of the same sound.
 
 deam/    DEAM's layout, 2 Hz from second {ANNOTATION_START:g} on, where DEAM begins:
@@ -33,12 +28,6 @@ folder/  all that was drawn, from the first second on:
            dsaml prepare folder --root folder --out DATA
 songs.csv says which file a song was.
 """
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
 
 
 def _numbers(curve: np.ndarray) -> list[str]:
@@ -58,12 +47,12 @@ def write_corpus(path: Path, store: Store, library: Library, modelling: Modellin
     }  # fmt: skip
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:  # fmt: skip
         archive.writestr("README.txt", README)
-        archive.writestr("songs.csv", _csv(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in drawn)))  # fmt: skip
-        archive.writestr("folder/annotations.csv", _csv(("song_id", "annotator_id", "time", "arousal", "valence"), _points(drawn)))  # fmt: skip
+        archive.writestr("songs.csv", csv_text(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in drawn)))  # fmt: skip
+        archive.writestr("folder/annotations.csv", csv_text(("song_id", "annotator_id", "time", "arousal", "valence"), _points(drawn)))  # fmt: skip
         for name, text in _deam_tables(drawn).items():
-            archive.writestr(f"deam/{_ANNOTATIONS}/{name}", text)
+            archive.writestr(f"deam/{name}", text)
         for song in drawn:
-            for folder in ("deam/DEAM_audio/MEMD_audio", "folder/audio"):
+            for folder in (f"deam/{AUDIO}", "folder/audio"):
                 name = f"{folder}/{song.number}{song.path.suffix.lower()}"
                 archive.write(song.path, name, zipfile.ZIP_STORED)
 
@@ -82,7 +71,7 @@ def _deam_tables(drawn: Drawn) -> dict[str, str]:
     """File name to table: a row for each rater of a song, and the averages over raters."""
     tables = {}
     skipped = round(ANNOTATION_START * STEPS_PER_SECOND)
-    averages: dict[str, list[list[str]]] = {dimension: [] for dimension in _DIMENSIONS}
+    averages: dict[str, list[list[str]]] = {dimension: [] for dimension in DIMENSIONS}
     most = 0
     for song, curves in drawn.items():
         # As long as the song, or shorter where nobody drew its end: DEAM has no empty last columns.
@@ -93,7 +82,7 @@ def _deam_tables(drawn: Drawn) -> dict[str, str]:
             continue
         steps = int(np.flatnonzero(known.any(axis=0))[-1]) + 1
         most = max(most, steps)
-        for column, dimension in enumerate(_DIMENSIONS):
+        for column, dimension in enumerate(DIMENSIONS):
             if not np.isfinite(stack[..., column]).any():
                 continue
             rows = [
@@ -101,12 +90,12 @@ def _deam_tables(drawn: Drawn) -> dict[str, str]:
                 for (who, _), curve in zip(curves, stack[:, :steps, column], strict=True)
                 if np.isfinite(curve).any()
             ]
-            name = f"annotations per each rater/{_DYNAMIC}/{dimension}/{song.number}.csv"
-            tables[name] = _csv(("WorkerId", *_samples(steps)), rows)
+            name = f"{PER_RATER}/{dimension}/{song.number}.csv"
+            tables[name] = csv_text(("WorkerId", *_samples(steps)), rows)
             averages[dimension].append([str(song.number), *_numbers(mean_curve(stack[:, :steps, column]))])  # fmt: skip
     for dimension, rows in averages.items():
-        name = f"annotations averaged per song/{_DYNAMIC}/{dimension}.csv"
-        tables[name] = _csv(("song_id", *_samples(most)), rows)
+        name = f"{AVERAGED}/{dimension}.csv"
+        tables[name] = csv_text(("song_id", *_samples(most)), rows)
     return tables
 
 
@@ -122,7 +111,7 @@ def recorded_table(store: Store) -> str:
         "arousal, valence, until FROM entry JOIN take ON take.id = take ORDER BY take, number"
     )
     header = ("participant", "song", "take", "dimension", "practice", "finished", "entry", "seconds", "arousal", "valence", "erased_until")  # fmt: skip
-    return _csv(header, (tuple("" if x is None else x for x in row) for row in rows))
+    return csv_text(header, (tuple("" if x is None else x for x in row) for row in rows))
 
 
 # ---- Ratings.
@@ -144,7 +133,7 @@ def ratings_table(store: Store) -> str:
             trial["blind"], trial["adaptation"], plain_cell(trial["comment"]),
         )  # fmt: skip
 
-    return _csv(
+    return csv_text(
         header,
         (row(who, trial) for who in store.participants() for trial in store.trials(who) if trial["rated"] is not None),
     )  # fmt: skip
@@ -171,7 +160,7 @@ def write_own(path: Path, who: Participant, store: Store, library: Library, mode
             if own is not None:
                 archive.writestr(f"curves/{name}.csv", curve_table(own))
                 archive.writestr(f"figures/{name}.svg", to_svg(song_curve(own, song.name)))
-        archive.writestr("songs.csv", _csv(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in songs)))  # fmt: skip
+        archive.writestr("songs.csv", csv_text(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in songs)))  # fmt: skip
         if adaptations:
             folder = modelling.model_folder(adaptations[-1]["id"])
             for file in sorted(folder.rglob("*")):

@@ -28,13 +28,11 @@ from data_prep.analysis import SongAnalysis, analyse
 from data_prep.audio import load_audio
 from data_prep.base import AnnotatedCorpus, Rating, Song
 from data_prep.dataset import write_dataset
-from data_prep.deam import read_deam
 from data_prep.examples import RECORD_OPTIONS, features_dict
 from data_prep.features import FeatureConfig, log_mel, spectral_embedding
 from data_prep.prepare import prepare
 from data_prep.shards import read_corpus
-from data_prep.synthetic import write_corpus
-from data_prep.synthetic.corpus import PROVENANCE
+from data_prep.synthetic import PROVENANCE, read_synthetic, write_corpus
 from data_prep.validation import Checked
 from data_prep.writing import Shard, write_shard
 
@@ -85,7 +83,7 @@ def songs_a_minute(root: Path, scratch: Path) -> str:
     rates = []
     for number in range(3):
         start = time.perf_counter()
-        corpus = read_deam(root, name="synthetic", provenance=PROVENANCE)
+        corpus = read_synthetic(root)
         prepare(corpus, scratch / f"out{number}", CONFIG)
         rates.append(SONGS / (time.perf_counter() - start) * 60)
     return f"{np.median(rates):.0f} songs a minute (of three times: {min(rates):.0f} to {max(rates):.0f})"
@@ -93,7 +91,7 @@ def songs_a_minute(root: Path, scratch: Path) -> str:
 
 def memory(root: Path, scratch: Path) -> str:
     """Resident memory of the process that writes, along a preparation of many songs."""
-    corpus = read_deam(root, name="synthetic", provenance=PROVENANCE)
+    corpus = read_synthetic(root)
     many = tuple(
         dataclasses.replace(song, song_id=f"{song.song_id}-{copy}")
         for copy in range(MEMORY_COPIES)

@@ -66,6 +66,17 @@ class Evaluation:
         parts += ["with-dmer"] if any(method.startswith("DMER") for method in self.summary) and self.task == "pdmer" else []  # fmt: skip
         return "-".join(parts).replace("/", "-")
 
+    def tidy(self) -> list[dict[str, Any]]:
+        """One score a row: `method`, `annotator`, `support`, `song`, `dimension`, `metric`, `value`."""
+        names = ("method", "annotator", "support", "song")
+        return [
+            {name: row[name] for name in names} | {"dimension": dimension, "metric": metric, "value": row[column]}
+            for row in self.rows
+            for column in self.columns
+            if column in row
+            for dimension, _, metric in [column.partition("_")]
+        ]  # fmt: skip
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of :data:`COLUMNS` that there are labels for."""
