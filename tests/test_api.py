@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -127,3 +128,17 @@ def test_what_cannot_be_compared(evaluated, small_run, tmp_path, capsys):
     (other / "results.json").write_text("[]")
     assert main(["compare", run, str(other)]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_the_scores_of_one_listener_are_what_the_summary_averages(evaluated):
+    rows = list(csv.DictReader((evaluated / "per_annotator.csv").open()))
+    summary = json.loads((evaluated / "results.json").read_text())["summary"]
+    for method, columns in summary.items():
+        mine = [row for row in rows if row["method"] == method]
+        assert len({row["annotator"] for row in mine}) == len(mine)
+        for column, numbers in columns.items():
+            values = [float(row[column]) for row in mine if row[column]]
+            assert np.mean(values) == pytest.approx(
+                numbers["mean"]
+            )  # float64, written with all digits
+            assert np.std(values, ddof=1) == pytest.approx(numbers["sd"])

@@ -17,7 +17,8 @@ from dsaml_jax.cli import main
 from dsaml_jax.corpus import OWN_SPLIT, held_out
 from dsaml_jax.evaluation import COLUMNS, agreed_trial, mean_scores
 from dsaml_jax.evaluation.scores import unit_means
-from dsaml_jax.experiment import Experiment, Judged, Method, Outcome, Runner, Training
+from dsaml_jax.experiment import Experiment, Judged, Method, Runner, Training
+from dsaml_jax.experiment.base import Outcome
 from dsaml_jax.experiment.ridge import ridge_curves
 from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
 from dsaml_jax.experiment.tables import (

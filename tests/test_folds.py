@@ -20,7 +20,8 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
-from dsaml_jax.corpus import Fold, fold_of, gather_windows, held_out, to_device, window_steps
+from dsaml_jax.corpus import Fold, fold_of, gather_windows, held_out, to_device
+from dsaml_jax.corpus.device import window_steps
 from dsaml_jax.evaluation import ListenerCurves, agreed_judging, listener_judging, listener_trial
 from dsaml_jax.evaluation import methods as ways
 from dsaml_jax.experiment import Runner

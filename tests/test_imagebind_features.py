@@ -20,7 +20,7 @@ from dsaml_jax import DSAML
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.runs import RunInfo, initial_variables, save_model
-from dsaml_jax.training import fit_config
+from dsaml_jax.training.start import fit_config
 from tests.conftest import SMALL_DMER
 from tests.deam_files import AUDIO, make_deam
 from tests.test_imagebind import published_weights

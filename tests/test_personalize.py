@@ -17,15 +17,14 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.evaluation import listener_trial
 from dsaml_jax.listener import (
-    features_of_file,
     personalize,
     predict_file,
     read_annotations,
     save_personalized,
-    support_batch,
     support_windows,
     write_curve,
 )
+from dsaml_jax.listener.personal import features_of_file, support_batch
 from dsaml_jax.runs import at_strength, load_model
 
 

@@ -35,7 +35,9 @@ from dsaml_jax.runs import (
     save_model,
 )
 from dsaml_jax.runs import log as runs
-from dsaml_jax.training import INTERRUPTED, StopRequest, failures, make_optimizer, train
+from dsaml_jax.training import failures, make_optimizer, train
+from dsaml_jax.training.state import INTERRUPTED
+from dsaml_jax.training.stopping import StopRequest
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 
 DMER = (*SMALL_DMER, "training.log_every=4")

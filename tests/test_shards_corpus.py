@@ -30,10 +30,10 @@ from dsaml_jax.corpus import (
     gather_windows,
     held_out,
     labelled_windows,
-    song_weights,
     to_device,
 )
 from dsaml_jax.corpus.batches import _draw_songs
+from dsaml_jax.corpus.folds import song_weights
 from tests.deam_files import AUDIO, make_deam
 
 CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsaml_jax import UsageError
-from dsaml_jax.corpus import evaluation_tasks, in_front, make_pool, same_song_tasks, sample_tasks
+from dsaml_jax.corpus import evaluation_tasks, same_song_tasks
+from dsaml_jax.corpus.tasks import in_front, make_pool, sample_tasks
 
 NAMES = ("support", "query")
 

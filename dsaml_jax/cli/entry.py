@@ -78,7 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as error:
-        return _fail(options, error, f"not enough memory ({error}); see 'Limits' in the README", 1)
+        return _fail(
+            options,
+            error,
+            f"not enough memory ({error}); a smaller --features, fewer --workers or meta.tasks_at_once=1 take less",
+            1,
+        )
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(options, error, f"{place}{error.strerror or error}", 1)

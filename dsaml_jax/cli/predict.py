@@ -13,7 +13,7 @@ from dsaml_jax.errors import UsageError
 def add(register: Register) -> None:
     """Registers `dsaml predict` and its arguments."""
     predict = register("predict", run, "Predict curves of sound files: SONG.csv and SONG.png", LIMITS)  # fmt: skip
-    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model")  # fmt: skip
+    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model, or an exported file")  # fmt: skip
     predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 5 s or more")  # fmt: skip
     predict.add_argument("--out", type=Path, required=True, help="folder for the results")
     add_imagebind_weights(predict)
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     from data_prep.figures import write_png
     from dsaml_jax.listener import predict_file, write_curve
     from dsaml_jax.progress import Console
-    from dsaml_jax.reporting import song_curve
+    from dsaml_jax.reporting import draw_song_curve
     from dsaml_jax.runs import load_model
 
     console = Console(options.quiet)
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
             try:
                 curve = predict_file(loaded, song, options.imagebind_weights)
                 write_curve(options.out / f"{song.stem}.csv", curve)
-                figure = song_curve(curve.clip(-1.0, 1.0), song.name)
+                figure = draw_song_curve(curve.clip(-1.0, 1.0), song.name)
                 write_png(figure, options.out / f"{song.stem}.png")
             except DataError as error:
                 failed.append(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from data_prep.base import AnnotatedCorpus
-    from data_prep.curves import Flat
     from data_prep.features import FeatureConfig
     from data_prep.writing import Engine
     from dsaml_jax.progress import Console
@@ -28,7 +27,7 @@ def add(register: Register) -> None:
     prepare = register("prepare", run, "Turn a corpus into TFDS shards of features",
                   "Done once; training never touches a sound file. Start it again to go on after an\n"
                   f"interruption, or when the corpus has grown: no sound is decoded twice.\n{LIMITS}", goes_on=True)  # fmt: skip
-    prepare.add_argument("corpus", choices=("deam", "pmemo", "folder", "synthetic"),
+    prepare.add_argument("corpus", choices=tuple(READERS),
                          help="deam, pmemo: your copy of it, see the README\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
                               "  song_id, annotator_id, time [s], arousal, valence (or one of them; in [-1, 1])\n"
@@ -144,25 +143,38 @@ def _few(messages: Sequence[str], most: int = 10) -> list[str]:
 
 
 def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
-    flat: Flat = options.flat or "keep"
-    if options.audio_start is not None and options.corpus not in ("deam", "pmemo"):
+    if options.audio_start is not None and options.corpus not in EXCERPTS:
         raise UsageError(
-            "--audio-start is for deam and pmemo: elsewhere times count from the file's start"
+            f"--audio-start is for {' and '.join(EXCERPTS)}: elsewhere times count from the file's start"
         )
-    if options.flat is not None and options.corpus == "pmemo":
-        raise UsageError("--flat is for corpora with single raters; pmemo has their mean alone")
-    if options.corpus == "deam":
-        from data_prep.deam import read_deam
+    if options.flat is not None and options.corpus in MEANS_ONLY:
+        raise UsageError(
+            f"--flat is for corpora with single raters; {options.corpus} has their mean alone"
+        )
+    return READERS[options.corpus](options, console)
 
-        return read_deam(options.root, audio_start=options.audio_start or 0.0, flat=flat)
-    if options.corpus == "pmemo":
-        from data_prep.pmemo import read_pmemo
 
-        return read_pmemo(options.root, audio_start=options.audio_start or 0.0)
-    if options.corpus == "folder":
-        from data_prep.folder import read_folder
+def _read_deam(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.deam import read_deam
 
-        return read_folder(options.root, options.name, flat=flat)
+    return read_deam(
+        options.root, audio_start=options.audio_start or 0.0, flat=options.flat or "keep"
+    )
+
+
+def _read_pmemo(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.pmemo import read_pmemo
+
+    return read_pmemo(options.root, audio_start=options.audio_start or 0.0)
+
+
+def _read_folder(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.folder import read_folder
+
+    return read_folder(options.root, options.name, flat=options.flat or "keep")
+
+
+def _compose(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
     from data_prep.synthetic import read_synthetic, write_corpus
 
     with console.counter("composing") as progress:
@@ -174,7 +186,23 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
             workers=options.workers,
             progress=progress,
         )
-    return read_synthetic(options.root, flat=flat)
+    return read_synthetic(options.root, flat=options.flat or "keep")
+
+
+Reader = Callable[[argparse.Namespace, "Console"], "AnnotatedCorpus"]
+READERS: dict[str, Reader] = {
+    "deam": _read_deam,
+    "pmemo": _read_pmemo,
+    "folder": _read_folder,
+    "synthetic": _compose,
+}
+"""What reads each corpus; another one is added here, and to the help of `corpus` above."""
+
+EXCERPTS = ("deam", "pmemo")
+"""Corpora whose sound may be excerpts."""
+
+MEANS_ONLY = ("pmemo",)
+"""Corpora without ratings by single people."""
 
 
 def _feature_config(options: argparse.Namespace) -> FeatureConfig:

@@ -6,7 +6,7 @@ feeds steps from memory or from disk; `seen` keeps what a model was trained on.
 """
 
 from dsaml_jax.corpus.batches import Drawn, TaskArrays, WindowArrays, batches, drawing
-from dsaml_jax.corpus.device import DeviceCorpus, gather_windows, to_device, window_steps
+from dsaml_jax.corpus.device import DeviceCorpus, gather_windows, to_device
 from dsaml_jax.corpus.folds import (
     OWN_SPLIT,
     Fold,
@@ -17,7 +17,6 @@ from dsaml_jax.corpus.folds import (
     held_out,
     identity,
     recordings,
-    song_weights,
 )
 from dsaml_jax.corpus.seen import Overlap, Seen, require_unseen, seen_in
 from dsaml_jax.corpus.tasks import (
@@ -25,11 +24,8 @@ from dsaml_jax.corpus.tasks import (
     TaskPool,
     evaluation_tasks,
     evenly_spread,
-    in_front,
-    make_pool,
     pool_of,
     same_song_tasks,
-    sample_tasks,
     uniform_stream,
 )
 from dsaml_jax.corpus.windows import labelled_windows, windows_to_draw
@@ -56,18 +52,13 @@ __all__ = [
     "gather_windows",
     "held_out",
     "identity",
-    "in_front",
     "labelled_windows",
-    "make_pool",
     "pool_of",
     "recordings",
     "require_unseen",
     "same_song_tasks",
-    "sample_tasks",
     "seen_in",
-    "song_weights",
     "to_device",
     "uniform_stream",
-    "window_steps",
     "windows_to_draw",
 ]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.base import plain_cell, replacing
+from data_prep.base import csv_text, plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax import meta
 from dsaml_jax.config import MetaConfig, with_settings
@@ -76,6 +74,30 @@ class Evaluation:
             if column in row
             for dimension, _, metric in [column.partition("_")]
         ]  # fmt: skip
+
+    def per_unit(self) -> list[dict[str, Any]]:
+        """One person a row (of DMER one song): `method`, `annotator` or `song`, `songs`, and the mean of each column over their songs.
+
+        A song of a person that was asked about after several supports counts once, by the mean of them: the numbers that
+        :attr:`summary` averages.
+        """
+        unit = "annotator" if self.task == "pdmer" else "song"
+        rows = []
+        for method in self.summary:
+            of_unit: dict[str, dict[str, list[dict[str, Any]]]] = {}
+            for row in self.rows:
+                if row["method"] == method:
+                    of_unit.setdefault(row[unit], {}).setdefault(row["song"], []).append(row)
+            for name, songs in sorted(of_unit.items()):
+                means = {}
+                for column in self.columns:
+                    values = [
+                        [x[column] for x in curves if column in x] for curves in songs.values()
+                    ]
+                    if any(values):
+                        means[column] = float(np.mean([np.mean(x) for x in values if x]))
+                rows.append({"method": method, unit: name, "songs": len(songs)} | means)
+        return rows
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -374,23 +396,21 @@ def keep_evaluation(evaluation: Evaluation, run: Path) -> Path:
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """Writes `results.json` and `per_song.csv`, each whole or not at all.
+    """Writes `results.json`, `per_song.csv` and, of PDMER, `per_annotator.csv`, each whole or not at all.
 
-    In the table a name that a spreadsheet would take for a formula begins with an apostrophe.
+    In the tables a name that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    with replacing(directory / "per_song.csv") as temporary:
-        text = io.StringIO()
-        writer = csv.DictWriter(
-            text,
-            ["method", "annotator", "support", "song", *evaluation.columns],
-            lineterminator="\n",
-        )
-        writer.writeheader()
-        names = ("annotator", "support", "song")
-        writer.writerows(
-            row | {name: plain_cell(row[name]) for name in names} for row in evaluation.rows
-        )
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    tables: dict[str, tuple[tuple[str, ...], tuple[str, ...], list[dict[str, Any]]]] = {
+        "per_song.csv": (("annotator", "support", "song"), (), evaluation.rows)
+    }
+    if evaluation.task == "pdmer":
+        tables["per_annotator.csv"] = (("annotator",), ("songs",), evaluation.per_unit())
+    for file, (names, counts, rows) in tables.items():
+        header = ["method", *names, *counts, *evaluation.columns]
+        plain = [row | {name: plain_cell(row[name]) for name in names} for row in rows]
+        with replacing(directory / file) as temporary:
+            text = csv_text(header, ([row.get(column, "") for column in header] for row in plain))
+            temporary.write_text(text, encoding="utf-8")
     with replacing(directory / "results.json") as temporary:
         values = {
             "protocol": evaluation.protocol,

@@ -3,7 +3,7 @@
 The experiments themselves are functions in the folder `experiments/`, one a file; this package runs them.
 """
 
-from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
+from dsaml_jax.experiment.base import Experiment, Judged, Method, Scale, Training, pooled
 from dsaml_jax.experiment.comparing import compare
 from dsaml_jax.experiment.reporting import write_outcomes
 from dsaml_jax.experiment.running import Runner
@@ -18,7 +18,6 @@ __all__ = [
     "Experiment",
     "Judged",
     "Method",
-    "Outcome",
     "Runner",
     "Scale",
     "Training",

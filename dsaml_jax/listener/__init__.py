@@ -6,14 +6,12 @@
 from dsaml_jax.listener.curves import Variables, predict_song, song_curve
 from dsaml_jax.listener.personal import (
     curve_table,
-    features_of_file,
     personalize,
     personalize_on,
     predict_features,
     predict_file,
     read_annotations,
     save_personalized,
-    support_batch,
     support_windows,
     write_curve,
 )
@@ -21,7 +19,6 @@ from dsaml_jax.listener.personal import (
 __all__ = [
     "Variables",
     "curve_table",
-    "features_of_file",
     "personalize",
     "personalize_on",
     "predict_features",
@@ -30,7 +27,6 @@ __all__ = [
     "read_annotations",
     "save_personalized",
     "song_curve",
-    "support_batch",
     "support_windows",
     "write_curve",
 ]

@@ -25,7 +25,7 @@ SERIES = (
 """Color (Okabe and Ito's, told apart by everybody), marker and line, so that print without color tells them apart."""
 
 
-def song_curve(curve: np.ndarray, title: str) -> Figure:
+def draw_song_curve(curve: np.ndarray, title: str) -> Figure:
     """Arousal and valence over time, and the path through the plane of both; or one of them over time.
 
     Args:

@@ -1,10 +1,21 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
-`info` is the run's identity, `store` its Orbax checkpoints, `models` a model loaded or saved, `export` one in a single file, `log` what is written while it trains.
+`info` is the run's identity, `store` its Orbax checkpoints, `loading` a model loaded or saved, `export` one in a single file, `log` what is written while it trains.
 """
 
 from dsaml_jax.runs.export import export_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
+from dsaml_jax.runs.loading import (
+    LoadedModel,
+    at_strength,
+    initial_variables,
+    load_model,
+    require_free,
+    require_variables,
+    save_model,
+    variables_like,
+    weights_digest,
+)
 from dsaml_jax.runs.log import (
     METRICS_FILE,
     REPORT_FILE,
@@ -15,17 +26,6 @@ from dsaml_jax.runs.log import (
     only_here,
     read_metrics,
     read_status,
-)
-from dsaml_jax.runs.models import (
-    LoadedModel,
-    at_strength,
-    initial_variables,
-    load_model,
-    require_free,
-    require_variables,
-    save_model,
-    variables_like,
-    weights_digest,
 )
 from dsaml_jax.runs.store import CHECKPOINTS, CheckpointStore, DamagedCheckpoint
 

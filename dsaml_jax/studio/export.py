@@ -14,7 +14,7 @@ from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, csv_text, plain_cell, r
 from data_prep.curves import fit, mean_curve
 from data_prep.deam import ANNOTATION_START, AUDIO, AVERAGED, PER_RATER
 from dsaml_jax.listener import curve_table
-from dsaml_jax.reporting import song_curve, to_svg
+from dsaml_jax.reporting import draw_song_curve, to_svg
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling
 from dsaml_jax.studio.ratings import fits, listener_id, summary_of_study
@@ -159,7 +159,7 @@ def write_own(path: Path, who: Participant, store: Store, library: Library, mode
             own = modelling.curve(str(adaptations[-1]["id"]), song) if adaptations else None
             if own is not None:
                 archive.writestr(f"curves/{name}.csv", curve_table(own))
-                archive.writestr(f"figures/{name}.svg", to_svg(song_curve(own, song.name)))
+                archive.writestr(f"figures/{name}.svg", to_svg(draw_song_curve(own, song.name)))
         archive.writestr("songs.csv", csv_text(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in songs)))  # fmt: skip
         if adaptations:
             folder = modelling.model_folder(adaptations[-1]["id"])

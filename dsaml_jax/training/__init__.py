@@ -6,17 +6,12 @@ keeps the batch that made a step fail.
 
 from dsaml_jax.training.failures import Bundle, read_bundle, replay, replay_lines, write_bundle
 from dsaml_jax.training.loop import train
-from dsaml_jax.training.start import fit_config, judging_lines
-from dsaml_jax.training.state import INTERRUPTED
+from dsaml_jax.training.start import judging_lines
 from dsaml_jax.training.steps import TrainState, make_optimizer, make_pdmer_step
-from dsaml_jax.training.stopping import StopRequest
 
 __all__ = [
-    "INTERRUPTED",
     "Bundle",
-    "StopRequest",
     "TrainState",
-    "fit_config",
     "judging_lines",
     "make_optimizer",
     "make_pdmer_step",
