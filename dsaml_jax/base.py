@@ -8,6 +8,8 @@ attention scales (local, global), `L` the encoder layers, `H` the heads.
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from typing import Any, Literal
 
 import chex
@@ -28,6 +30,32 @@ _LARGEST = {
     "embedding_width": 2**16,
 }  # fmt: skip
 """Far beyond use: a file that asks for more is damaged, and would take the machine with it."""
+
+
+def check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises UsageError unless a setting is one of these."""
+    if value not in choices:
+        raise UsageError(f"{key} {value!r} is none of {', '.join(map(str, choices))}")
+
+
+def check_rate(key: str, value: float) -> None:
+    """Raises UsageError unless a setting is positive and finite."""
+    if not (value > 0.0 and math.isfinite(value)):
+        raise UsageError(f"{key} {value} must be a positive number")
+
+
+def check_choices(config: Any, section: str) -> None:
+    """Raises UsageError unless every setting with a Literal type is one of its values."""
+    for field, kind in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(kind) is Literal:
+            check_choice(f"{section}.{field}", getattr(config, field), typing.get_args(kind))
+
+
+def check_positive(config: Any, section: str, fields: tuple[str, ...]) -> None:
+    """Raises UsageError unless these settings are 1 or more."""
+    for field in fields:
+        if getattr(config, field) < 1:
+            raise UsageError(f"{section}.{field} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +117,7 @@ class ModelConfig:
             raise UsageError(
                 f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
-        if self.position not in ("relative_key", "relative_key_query", "absolute"):
-            raise UsageError(
-                f"model.position {self.position!r} is none of relative_key, relative_key_query, absolute"
-            )
-        if self.activations not in ("float32", "bfloat16"):
-            raise UsageError(f"model.activations {self.activations!r} is none of float32, bfloat16")
+        check_choices(self, "model")
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"model.dropout {self.dropout} must be in [0, 1)")
 

@@ -13,34 +13,12 @@ from typing import Any, Literal
 
 from data_prep.base import WINDOW_STEPS
 from data_prep.plain import from_plain
-from dsaml_jax.base import ModelConfig
+from dsaml_jax.base import ModelConfig, check_choice, check_choices, check_positive, check_rate
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import MemoryMode, algorithm_names
 
 FORMAT_VERSION = 1
 """Of the JSON written into work directories and checkpoints."""
-
-
-def _check_choice(key: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise UsageError(f"{key} {value!r} is none of {', '.join(map(str, choices))}")
-
-
-def _check_rate(key: str, value: float) -> None:
-    if not (value > 0.0 and math.isfinite(value)):
-        raise UsageError(f"{key} {value} must be a positive number")
-
-
-def _check_choices(config: Any, section: str) -> None:
-    for field, kind in typing.get_type_hints(type(config)).items():
-        if typing.get_origin(kind) is Literal:
-            _check_choice(f"{section}.{field}", getattr(config, field), typing.get_args(kind))
-
-
-def _check_positive(config: Any, section: str, fields: tuple[str, ...]) -> None:
-    for field in fields:
-        if getattr(config, field) < 1:
-            raise UsageError(f"{section}.{field} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +78,9 @@ class MetaConfig:
     people_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice("meta.algorithm", self.algorithm, algorithm_names())
-        _check_choices(self, "meta")
-        _check_positive(self, "meta", ("tasks", "support_songs", "query_songs", "cg_steps"))
+        check_choice("meta.algorithm", self.algorithm, algorithm_names())
+        check_choices(self, "meta")
+        check_positive(self, "meta", ("tasks", "support_songs", "query_songs", "cg_steps"))
         for field in ("steps", "tasks_at_once", "multi_step_until", "first_order_until"):
             if getattr(self, field) < 0:
                 raise UsageError(f"meta.{field} must be 0 or more")
@@ -112,8 +90,8 @@ class MetaConfig:
             )
         if self.algorithm == "maml++" and not self.steps:
             raise UsageError("maml++ needs meta.steps of 1 or more")
-        _check_rate("meta.learning_rate", self.learning_rate)
-        _check_rate("meta.proximal", self.proximal)
+        check_rate("meta.learning_rate", self.learning_rate)
+        check_rate("meta.proximal", self.proximal)
         if not 0.0 <= self.people_weight <= 2.0:
             raise UsageError(f"meta.people_weight {self.people_weight} must be from 0 to 2")
         if not 0.0 <= self.strength <= 1.0:
@@ -165,8 +143,8 @@ class TrainingConfig:
     fold: int = 0
 
     def __post_init__(self) -> None:
-        _check_choices(self, "training")
-        _check_positive(
+        check_choices(self, "training")
+        check_positive(
             self,
             "training",
             (
@@ -182,9 +160,9 @@ class TrainingConfig:
             raise UsageError("training.log_every must be a multiple of training.steps_per_dispatch")
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
-        _check_rate("training.learning_rate", self.learning_rate)
+        check_rate("training.learning_rate", self.learning_rate)
         if self.clip_norm:
-            _check_rate("training.clip_norm", self.clip_norm)
+            check_rate("training.clip_norm", self.clip_norm)
         if min(self.folds, self.song_folds, self.fold) < 0 or (
             self.fold and self.fold >= self.folds
         ):
@@ -263,7 +241,7 @@ def preset(name: str) -> RunConfig:
     Raises:
       UsageError: no such preset.
     """
-    _check_choice("preset", name, tuple(PRESETS))
+    check_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]
 
 

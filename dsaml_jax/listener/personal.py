@@ -202,12 +202,7 @@ def personalize_on(
       UsageError: adapting does not end in finite numbers.
     """
     labels = _of_learned(loaded, labels)
-    labelled = int(np.isfinite(labels).any(axis=1).sum())
-    if not len(support_windows(labels)):
-        raise DataError(
-            f"{what}: {labelled / STEPS_PER_SECOND:g} s are annotated without gaps of more than "
-            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s within 30 s are needed"
-        )
+    labelled = require_enough(labels, what)
     support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
     adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
         loaded.model, loaded.info.config.meta, loaded.variables, support
@@ -226,6 +221,21 @@ def personalize_on(
     return Personalized(
         adapted, labelled / STEPS_PER_SECOND, error(loaded.variables), error(adapted)
     )
+
+
+def require_enough(labels: np.ndarray, what: str) -> int:
+    """How many steps of `[n, 2]` are labelled.
+
+    Raises:
+      DataError: too few to adapt to; `what` they are is in the message.
+    """
+    labelled = int(np.isfinite(labels).any(axis=1).sum())
+    if not len(support_windows(labels)):
+        raise DataError(
+            f"{what}: {labelled / STEPS_PER_SECOND:g} s of arousal or valence are annotated without gaps of more than "
+            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s within 30 s are needed"
+        )
+    return labelled
 
 
 def support_windows(labels: np.ndarray) -> np.ndarray:

@@ -22,12 +22,12 @@ import numpy as np
 
 from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
-from dsaml_jax.base import MIN_LABELLED_STEPS
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
     Variables,
     personalize_on,
     predict_features,
+    require_enough,
     save_personalized,
     support_windows,
 )
@@ -166,12 +166,9 @@ class Modelling:
           DataError: too little is drawn.
         """
         labels = self.labels(who, song)
-        drawn = 0 if labels is None else int(np.isfinite(labels).any(axis=1).sum())
-        if labels is None or drawn < MIN_LABELLED_STEPS:
-            raise DataError(
-                f"{drawn / STEPS_PER_SECOND:g} s of arousal or valence are annotated; at least "
-                f"{MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s are needed"
-            )
+        if labels is None:
+            labels = np.full((1, 2), np.nan, np.float32)
+        require_enough(labels, song.name)
         number = self._store.add_adaptation(who, song.number)
         self._add(_NOW, partial(self._adapt, number, song, labels))
         return number
