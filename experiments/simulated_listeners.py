@@ -32,6 +32,10 @@ def main() -> None:
     lines += [
         "Each cell: arousal, valence. Intervals and what the rows mean are in the data cards.",
         "",
+        "Fitted are the spreads, agreement, flat traces, variances and how the two dimensions go together, as far as one person's numbers "
+        "vary with who was drawn. Not fitted: songs per person (everybody rates as many, so that small corpora can be split) and, "
+        "what follows from all the rest, the most that songs tell.",
+        "",
     ]
     lines += [f"| | {' | '.join(described(one) for one in facts)} |", "|---|---|---|"]
     for (name, real), (_, simulated) in zip(*map(rows, facts), strict=True):
