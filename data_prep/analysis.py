@@ -19,9 +19,12 @@ from data_prep.features import (
     spectral_embedding,
     window_starts,
 )
+from data_prep.musicnn import spectrogram
+from data_prep.musicnn.patches import MusicnnInput
+from data_prep.musicnn.patches import embedder as musicnn_embedder
 
 Embed = Callable[[np.ndarray], np.ndarray]
-"""Clips `[e, 3, 1, 128, 204]` to embeddings `[e, E]`."""
+"""Clips `[e, 3, 1, 128, 204]` of ImageBind, or patches `[p, 187, 96]` of musicnn, to embeddings."""
 
 _STRETCHES_AT_ONCE = 8
 
@@ -62,13 +65,13 @@ class SongAnalysis:
       log_mel: `[n, F, M]`, float32 or as it will be stored.
       window_start: `[w]` int32, first step of each window of :data:`WINDOW_STEPS`.
       embedding: `[e, E]`, or None where a network makes it of
-      imagebind: what the network reads.
+      heard: what the network reads.
     """
 
     log_mel: np.ndarray
     window_start: np.ndarray
     embedding: np.ndarray | None
-    imagebind: ImageBindInput | None
+    heard: ImageBindInput | MusicnnInput | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,31 +113,32 @@ def analyse(
     if len(waveform) < math.ceil((first + 1) * sample_rate / STEPS_PER_SECOND):
         raise DataError(f"the sound ends before the first half second at {start:g} s is over")
     # An embedding per step describes the 15 s before the first step and after the last one too.
-    margin = WINDOW_HOP if config.embedding_per == "step" and not config.uses_imagebind else 0
+    spectral = config.embedding == "spectral"
+    margin = WINDOW_HOP if config.embedding_per == "step" and spectral else 0
     before = min(first, margin)
     count = None if steps is None else before + steps + margin
     patches = log_mel(waveform[_samples(first - before, count, sample_rate)], sample_rate, config)
     own = patches[before:][:steps]
     starts = window_starts(len(own))
     stretches = _stretches(len(own), starts, config)
-    if config.uses_imagebind:
-        heard = _imagebind_input(waveform, sample_rate, config, first, len(own), stretches)
+    if not spectral:
+        heard = _heard(waveform, sample_rate, config, first, len(own), stretches)
         return SongAnalysis(own, starts, None, heard)
     embedding = [spectral_embedding(patches[max(a + before, 0) : b + before]) for a, b in stretches]
     return SongAnalysis(own, starts, np.stack(embedding), None)
 
 
-def _imagebind_input(
+def _heard(
     waveform: np.ndarray,
     sample_rate: int,
     config: FeatureConfig,
     first: int,
     steps: int,
     stretches: Sequence[tuple[int, int]],
-) -> ImageBindInput:
-    """Cuts out of the file what ImageBind is to hear: the song, and per step also 15 s around it.
+) -> ImageBindInput | MusicnnInput:
+    """Cuts out of the file what a network is to hear: the song, and per step also 15 s around it.
 
-    The published code knows nothing but the song.
+    The published code of DSAML knows nothing but the song.
     """
     from data_prep.imagebind.fbank import PUBLISHED_RATE, TRAINING_RATE
 
@@ -142,10 +146,13 @@ def _imagebind_input(
     margin = WINDOW_HOP if config.embedding_per == "step" and not published else 0
     before = min(first, margin)
     part = waveform[_samples(first - before, before + steps + margin, sample_rate)]
-    rate = PUBLISHED_RATE if published else TRAINING_RATE
     seconds = tuple(
         ((a + before) / STEPS_PER_SECOND, (b + before) / STEPS_PER_SECOND) for a, b in stretches
     )
+    if config.embedding == "musicnn":
+        sound = resample(np.asarray(part, np.float32), sample_rate, spectrogram.SAMPLE_RATE)
+        return MusicnnInput(spectrogram.log_mel(sound), seconds)
+    rate = PUBLISHED_RATE if published else TRAINING_RATE
     heard = resample(np.asarray(part, np.float32), sample_rate, rate)
     return ImageBindInput(heard, rate, seconds, published)
 
@@ -174,8 +181,8 @@ def finish(analysis: SongAnalysis, embed: Embed | None) -> SongFeatures:
     """
     embedding = analysis.embedding
     if embedding is None:
-        assert embed is not None and analysis.imagebind is not None
-        embedding = analysis.imagebind.embed(embed)
+        assert embed is not None and analysis.heard is not None
+        embedding = analysis.heard.embed(embed)
     return SongFeatures(analysis.log_mel, embedding, analysis.window_start)
 
 
@@ -190,6 +197,8 @@ def embedder(config: FeatureConfig, weights: Path | None) -> Embed | None:
     Raises:
       DataError: the weights are needed and not there, or not those that `config` names.
     """
+    if config.embedding == "musicnn":
+        return musicnn_embedder()
     if not config.uses_imagebind:
         return None
     if weights is None:

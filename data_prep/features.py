@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,14 +20,15 @@ LOG_OFFSET = 1e-6
 WINDOW_HOP = WINDOW_STEPS // 2
 SPECTRAL_STATISTICS = 8
 IMAGEBIND_WIDTH = 1024
+MUSICNN_WIDTH = 953
 
-Embedding = Literal["spectral", "imagebind", "imagebind-reference"]
-EMBEDDINGS: tuple[Embedding, ...] = ("spectral", "imagebind", "imagebind-reference")
+Embedding = Literal["spectral", "musicnn", "imagebind", "imagebind-reference"]
+EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
 def needs_imagebind(embedding: Embedding) -> bool:
     """Whether an embedding comes from ImageBind, which needs its weights."""
-    return embedding != "spectral"
+    return embedding.startswith("imagebind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,14 @@ class FeatureConfig:
       hop_ms: between frames; must divide the half second of a step.
       mel_bands: `M`.
       embedding: `spectral`, eight statistics of every mel band: no weights, deterministic.
+        `musicnn`, what a tagger that has heard a million songs makes of it; its weights come with this package.
         `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-reference`,
         the same read as the published implementation of DSAML does: at 44.1 kHz, only the annotated
         stretch of the file, repeated at its edges.
       embedding_per: `clip`, one embedding for each window of 30 s, or `step`, one for the 30 s
         around each step's start.
       embedding_dtype: in which ImageBind computes; bfloat16 is faster on accelerators and 1 % off.
-      weights: digest of the ImageBind weights; empty for `spectral`.
+      weights: digest of the ImageBind weights; empty for the others.
       dtype: of the log-mel patches in the shards.
     """
 
@@ -107,7 +109,11 @@ class FeatureConfig:
     @property
     def embedding_width(self) -> int:
         """`E`."""
-        return IMAGEBIND_WIDTH if self.uses_imagebind else SPECTRAL_STATISTICS * self.mel_bands
+        if self.uses_imagebind:
+            return IMAGEBIND_WIDTH
+        return (
+            MUSICNN_WIDTH if self.embedding == "musicnn" else SPECTRAL_STATISTICS * self.mel_bands
+        )
 
     @property
     def name(self) -> str:

@@ -39,6 +39,7 @@ def add(register: Register) -> None:
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--embedding", choices=EMBEDDINGS, default="spectral",
                          help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
+                              "musicnn: what a music tagger hears; nothing to download\n"
                               "imagebind: its audio tower, at the rate it was trained on\n"
                               "imagebind-reference: the same, fed 44.1 kHz as published")  # fmt: skip
     prepare.add_argument("--embedding-per", choices=("clip", "step"), default="clip",
