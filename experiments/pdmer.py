@@ -25,10 +25,10 @@ def experiment() -> Experiment:
 
     Claim: none. The strongest simple baseline is a model moved by a tuned share of its mean error on the support song; the ceiling
       is the mean of a song's other raters, moved likewise. The reference's way of adapting stays in the table.
-    Command: `dsaml experiment pdmer --data DATA --standard --seeds 1 --out OUT` for DEAM; `--dataset synthetic --seeds 3` in place of the
-      data for simulated listeners (their table is older than the rows with an offset).
+    Command: `dsaml experiment pdmer --data DATA --standard --seeds 2 --out OUT --set training.steps=300 --set training.validate_every=50` for
+      DEAM; `--dataset synthetic` in place of the data for simulated listeners.
     Result: see `experiments/README.md`.
-    Time: 50 minutes on two cores that did other work beside it (AMD EPYC).
+    Time: an hour a seed on two cores that did other work beside it; half of it judging.
     """
     return Experiment(
         title="PDMER: one annotated song",
