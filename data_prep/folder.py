@@ -83,7 +83,7 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
     dropped: Counter[str] = Counter()
     rule = FlatRule(flat)
     songs = []
-    annotations = read_annotations(root / TABLE)
+    annotations = _by_file(read_annotations(root / TABLE), audio)
     empty = empty_cells([trace for of_song in annotations.values() for trace in of_song.values()])
     for song_id, traces in sorted(annotations.items(), key=lambda item: id_order(item[0])):
         song = _song(song_id, audio.get(song_id), traces, dropped, rule)
@@ -99,7 +99,7 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
         url="",
         scale="annotated in [-1, 1], unchanged",
     )
-    notes = (f"{empty} cells of arousal or valence are empty or nan: unlabelled",) if empty else ()
+    notes = (f"{empty} ratings are empty or nan: unlabelled",) if empty else ()
     return AnnotatedCorpus(
         name, tuple(songs), provenance, dict(dropped), notes=notes, flat=rule.counted()
     )
@@ -147,11 +147,28 @@ def read_annotations(path: Path) -> dict[str, Traces]:
     }
 
 
+def _by_file(annotations: dict[str, Traces], audio: dict[str, Path]) -> dict[str, Traces]:
+    """Songs that have the name of their file lose its suffix.
+
+    Raises:
+      DataError: a song stands there under both names.
+    """
+    found: dict[str, Traces] = {}
+    for song, traces in annotations.items():
+        name = song if song in audio else without_suffix(song)
+        if name in found:
+            raise DataError(
+                f"{TABLE}: the song {name} stands there with its file's suffix and without"
+            )
+        found[name] = traces
+    return found
+
+
 def _parse(
     song: str, annotator: str, time: str, arousal: str, valence: str
 ) -> tuple[str, str, float, float, float]:
     return (
-        safe_id("song_id", without_suffix(song)),
+        safe_id("song_id", song),
         safe_id("annotator_id", annotator),
         round(number("time", time, 0, max_seconds()), TIME_DIGITS),
         rated("arousal", arousal),

@@ -17,10 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict
 
 from dsaml_jax import losses, meta
 from dsaml_jax.base import PyTree, SongBatch
 from dsaml_jax.config import MetaConfig
+from dsaml_jax.errors import UsageError
 from dsaml_jax.meta import LossFn
 from dsaml_jax.models import knows_batch_norm
 
@@ -63,8 +65,24 @@ def inner_algorithm(config: MetaConfig) -> meta.Algorithm:
     )
 
 
+def adapting_names(config: MetaConfig, variables: Mapping[str, Any]) -> list[str]:
+    """Paths of the parameters that adapt."""
+    adapts = inner_algorithm(config).adapting
+    names = ("/".join(path) for path in flatten_dict(dict(variables["params"])))
+    return [name for name in names if adapts(name)]
+
+
 def to_learned(config: MetaConfig, variables: Mapping[str, Any]) -> PyTree:
-    """What the meta-learner learns, from a model's variables; rates that are not there begin at `learning_rate`."""
+    """What the meta-learner learns, from a model's variables; rates that are not there begin at `learning_rate`.
+
+    Raises:
+      UsageError: nothing adapts.
+    """
+    if not adapting_names(config, variables):
+        some = ", ".join(sorted(variables["params"]))
+        raise UsageError(
+            f"meta.adapts={config.adapts}: no parameter is called so; there are {some}"
+        )
     learned = inner_algorithm(config).init(variables["params"])
     if isinstance(learned, meta.LearnedRates) and "rates" in variables:
         return meta.LearnedRates(learned.params, variables["rates"])

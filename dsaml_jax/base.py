@@ -122,6 +122,11 @@ class ModelConfig:
             raise UsageError(f"model.dropout {self.dropout} must be in [0, 1)")
 
     @property
+    def draws(self) -> bool:
+        """Whether training needs keys: for dropout, or whatever a network of one's own does where it trains."""
+        return self.dropout > 0.0 or bool(self.class_)
+
+    @property
     def contexts(self) -> tuple[int, ...]:
         """Context of each scale in use, local first."""
         scales = ((self.use_local, self.local_context), (self.use_global, self.global_context))

@@ -320,7 +320,7 @@ def test_a_folder_that_cannot_be_written(small_data, small_run, real, capsys):
 @pytest.mark.parametrize("stage", ["composing", "features"])
 def test_ctrl_c_while_preparing_leaves_nothing_half_done(tmp_path, environment, stage):
     command = [*COMMAND, "prepare", "synthetic", "--root", str(tmp_path / "c"), "--out",
-               str(tmp_path / "d"), "--songs", "40"]  # fmt: skip
+               str(tmp_path / "d"), "--songs", "60"]  # fmt: skip
     process = subprocess.Popen(
         command,
         env=environment,
@@ -338,7 +338,7 @@ def test_ctrl_c_while_preparing_leaves_nothing_half_done(tmp_path, environment, 
         ):
             break
         time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -231,8 +231,8 @@ def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
     out, _ = quick
     experiment = Experiment(
         "x", "", "pdmer",
-        {"MAML": Training("pdmer"), "DMER": Training("dmer"), "timed": Training("pdmer", start="DMER", as_long_as=("MAML", "DMER"))},
-        {"MAML": Method("unadapted", "MAML")}, against="MAML",
+        {"Meta-SGD": Training("pdmer"), "DMER": Training("dmer"), "timed": Training("pdmer", start="DMER", as_long_as=("Meta-SGD", "DMER"))},
+        {"Meta-SGD": Method("unadapted", "Meta-SGD")}, against="Meta-SGD",
     )  # fmt: skip
     corpus = read_corpus(small_data[1])
     runner = Runner("time", experiment, QUICK, corpus, out, seeds=1, settings=SMALL_MODEL)

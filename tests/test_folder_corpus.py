@@ -111,7 +111,7 @@ def test_empty_cells_are_counted_and_names_may_be_those_of_files(tmp_path):
     corpus = read_folder(tmp_path, "lab")
     (song,) = corpus.songs
     assert song.song_id == "s" and song.audio is not None
-    assert corpus.notes == ("2 cells of arousal or valence are empty or nan: unlabelled",)
+    assert corpus.notes == ("2 ratings are empty or nan: unlabelled",)
 
 
 def test_columns_in_any_order_and_others_ignored(tmp_path):

@@ -33,6 +33,7 @@ from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.evaluation import COLUMNS, Evaluation, ListenerCurves, write_evaluation
 from dsaml_jax.listener import read_annotations
+from dsaml_jax.models import build_model
 from dsaml_jax.reporting import Picture, figures, write_report
 from dsaml_jax.runs import (
     RUN_FILE,
@@ -252,7 +253,10 @@ def test_any_bytes_are_a_table_or_a_clear_error(tmp_path, read, header, cells):
 
 
 def zeros_like(config):
-    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables_like(config, TINY))
+    return jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype),
+        variables_like(config, TINY, build_model(config.model)),
+    )
 
 
 @pytest.fixture(scope="module")

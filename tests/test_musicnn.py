@@ -57,6 +57,7 @@ def test_loud_music_does_not_overflow():
     loud = np.sign(np.sin(np.arange(16_000) / 5)).astype(np.float32)
     found = spectrogram.log_mel(loud)
     assert np.isfinite(found).all() and found.max() > 4.0
+    assert np.isfinite(spectrogram.log_mel(32_767 * loud)).all()  # integers as they are
 
 
 def test_every_weight_is_used_once():

@@ -44,8 +44,13 @@ class NotFromAConfig(nn.Module):
 OWN = "model.class=tests.test_networks:Levels"
 
 
+@pytest.fixture
+def trusted(monkeypatch):
+    monkeypatch.setenv("DSAML_NETWORKS", "elsewhere:Other,tests.test_networks:Levels")
+
+
 @pytest.mark.parametrize("task", ["dmer", "pdmer"])
-def test_a_network_of_ones_own(small_data, tmp_path, task):
+def test_a_network_of_ones_own(small_data, tmp_path, task, trusted):
     corpus = read_corpus(small_data[1])
     more = ["meta.adapts=out/bias", "meta.strength=1", f"training.task={task}", "training.steps=4"]
     config = with_settings(preset("tiny"), [*SMALL_MODEL, OWN, *more])
@@ -74,4 +79,39 @@ def test_a_network_of_ones_own(small_data, tmp_path, task):
 )  # fmt: skip
 def test_what_is_no_network(name, message):
     with pytest.raises(UsageError, match=message):
-        build_model(ModelConfig(class_=name))
+        build_model(ModelConfig(class_=name), trusted=name)
+
+
+def test_a_file_does_not_choose_what_is_imported(small_data, tmp_path):
+    """Whoever passes a model on must not run code of theirs by it."""
+    config = with_settings(preset("tiny"), [*SMALL_MODEL, OWN, "meta.adapts=out/bias", "training.task=dmer"])  # fmt: skip
+    train(config, read_corpus(small_data[1]), tmp_path / "run")
+    with pytest.raises(UsageError, match="export DSAML_NETWORKS=tests.test_networks:Levels"):
+        load_model(tmp_path / "run")
+    assert isinstance(load_model(tmp_path / "run", network="tests.test_networks:Levels").model, Levels)  # fmt: skip
+
+
+def test_what_adapts_has_to_be_there(small_data, tmp_path):
+    config = with_settings(preset("tiny"), [*SMALL_MODEL, OWN])
+    with pytest.raises(UsageError, match="meta.adapts=predictor/out/bias: no parameter is called so; there are Dense_0, out"):  # fmt: skip
+        train(config, read_corpus(small_data[1]), tmp_path / "run")
+
+
+class WithStatistics(nn.Module):
+    """BatchNorm that knows nothing but `train`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, log_mel, global_embedding, train=False, *, present=None):
+        x = nn.BatchNorm(use_running_average=not train)(log_mel.mean(axis=2))
+        curves = nn.Dense(2, name="out")(x)
+        return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1])
+
+
+def test_a_network_of_ones_own_is_trained_in_train_mode(small_data, tmp_path):
+    name = "tests.test_networks:WithStatistics"
+    config = with_settings(preset("tiny"), [*SMALL_MODEL, f"model.class={name}", "model.dropout=0", "training.task=dmer"])  # fmt: skip
+    train(config, read_corpus(small_data[1]), tmp_path / "run")
+    statistics = load_model(tmp_path / "run", network=name).variables["batch_stats"]
+    assert np.abs(statistics["BatchNorm_0"]["mean"]).max() > 0.01

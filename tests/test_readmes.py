@@ -156,6 +156,7 @@ def test_commands_run(tmp_path, monkeypatch, small_run):
             if "model.class=mine:Small" in words:
                 (own,) = (x for x in blocks(readme, "python") if x.startswith("# mine.py"))
                 (tmp_path / "mine.py").write_text(own)
-                monkeypatch.syspath_prepend(tmp_path)  # as PYTHONPATH=.
+                monkeypatch.syspath_prepend(tmp_path)  # as the lines above it say
+                monkeypatch.setenv("DSAML_NETWORKS", "mine:Small")
             extra = ["--songs", "12", "--annotators", "8"] if "synthetic" in words else []
             assert main([*words, *SMALL.get(words[0], []), *extra]) == 0, words

@@ -30,9 +30,18 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     window, filterbank = _window_and_filterbank()
     padded = np.pad(np.asarray(waveform, np.float32), FFT // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT)[::HOP]
-    power = np.square(np.abs(scipy.fft.rfft(frames * window, axis=-1)))
-    mel = (power @ filterbank.T).astype(np.float16).astype(np.float32)
-    return np.log10(np.float32(10_000.0) * mel + np.float32(1.0))
+    mel = np.empty((len(frames), MEL_BANDS), np.float32)
+    for first in range(0, len(frames), _FRAMES_AT_ONCE):
+        part = slice(first, first + _FRAMES_AT_ONCE)
+        power = np.square(np.abs(scipy.fft.rfft(frames[part] * window, axis=-1)))
+        mel[part] = power @ filterbank.T
+    # Sound that is not scaled to [-1, 1] is louder than float16 can say.
+    rounded = np.minimum(mel, np.finfo(np.float16).max).astype(np.float16).astype(np.float32)
+    return np.log10(np.float32(10_000.0) * rounded + np.float32(1.0))
+
+
+_FRAMES_AT_ONCE = 4096
+"""A minute: an hour of music does not fill the memory."""
 
 
 @lru_cache(maxsize=1)

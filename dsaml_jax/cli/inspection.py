@@ -11,8 +11,9 @@ from typing import Any
 import jax
 
 from dsaml_jax.adaptation import to_learned
-from dsaml_jax.config import RunConfig, to_json
+from dsaml_jax.config import RunConfig, flatten
 from dsaml_jax.errors import UsageError
+from dsaml_jax.models import build_model
 from dsaml_jax.progress import duration
 from dsaml_jax.runs import (
     CHECKPOINTS,
@@ -127,12 +128,8 @@ def run_lines(workdir: Path) -> list[str]:
                 f"{name} {value:.4g}" for name, value in written[-1].items() if name not in ("kind", "step")
             )  # fmt: skip
             lines.append(f"last {kind} line, step {written[-1]['step']}: {numbers}")
-    lines.append(
-        "settings: " + ", ".join(
-            f"{section}.{name}={value}"
-            for section, values in to_json(info.config).items() for name, value in values.items()
-        )
-    )  # fmt: skip
+    settings = (f"{name}={value}" for name, value in flatten(info.config).items())
+    lines.append(f"settings: {', '.join(settings)}")
     return lines
 
 
@@ -148,7 +145,11 @@ def checkpoint_lines(workdir: Path, *, verify: bool) -> list[CheckpointLine]:
     """
     info = read_run_info(workdir)
     store = CheckpointStore(workdir, read_only=True)
-    like = variables_like(info.config, info.features) if verify else None
+    like = (
+        variables_like(info.config, info.features, build_model(info.config.model))
+        if verify
+        else None
+    )
     optimizer_like = (
         jax.eval_shape(partial(_optimizer_state, info.config), like) if verify else None
     )

@@ -17,6 +17,7 @@ from dsaml_jax.evaluation.choosing import (
     VALIDATION_SUPPORTS,
     Settings,
     best_of,
+    fitting,
     share_of,
 )
 from dsaml_jax.evaluation.evaluating import (
@@ -72,6 +73,7 @@ __all__ = [
     "curves_of_songs",
     "dimensions_of",
     "evaluate",
+    "fitting",
     "keep_evaluation",
     "listener_judging",
     "listener_trial",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from dsaml_jax.adaptation import adapting_names
+from dsaml_jax.config import MetaConfig
 from dsaml_jax.evaluation.scores import mean_scores
 from dsaml_jax.evaluation.trials import Trial
 
@@ -47,6 +50,15 @@ def share_of(chosen: Settings) -> float:
     """The number in one of :data:`OFFSETS`."""
     (share,) = chosen
     return float(share.removeprefix(_SHARE))
+
+
+def fitting(
+    choices: Sequence[Settings],
+    config: Callable[[Settings], MetaConfig],
+    variables: Mapping[str, Any],
+) -> list[Settings]:
+    """Those by which something of a model adapts; names of parameters are a network's own."""
+    return [one for one in choices if adapting_names(config(one), variables)]
 
 
 def best_of(

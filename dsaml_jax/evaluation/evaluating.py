@@ -21,6 +21,7 @@ from dsaml_jax.evaluation.choosing import (
     VALIDATION_SUPPORTS,
     Settings,
     best_of,
+    fitting,
     share_of,
 )
 from dsaml_jax.evaluation.methods import (
@@ -278,10 +279,11 @@ class _Chooser:
             return with_settings(run.info.config, settings).meta
 
         trial = self._trial
-        if trial is None:
+        choices = fitting(FINE_TUNING, config, dmer.variables)
+        if trial is None or not choices:
             return run.info.config.meta
         best = best_of(
-            FINE_TUNING,
+            choices,
             trial,
             lambda one: adapted(trial, dmer.model, config(one), dmer.variables),
         )

@@ -20,6 +20,7 @@ from dsaml_jax.corpus import DeviceCorpus, gather_windows
 from dsaml_jax.evaluation.trials import Trial
 from dsaml_jax.listener import Variables, song_curve
 from dsaml_jax.meta import Adapting, LearnedRates, hoist
+from dsaml_jax.models import is_split
 
 TASKS_PER_BLOCK = 16
 
@@ -266,8 +267,13 @@ class _SongSplit:
         ]
 
 
-def _front_end_adapts(config: MetaConfig, variables: Variables) -> bool:
-    """Whether nothing worth keeping is known before adaptation: then each song's own would be its patches."""
+def _front_end_adapts(model: nn.Module, config: MetaConfig, variables: Variables) -> bool:
+    """Whether nothing worth keeping is known before adaptation: then each song's own would be its patches.
+
+    Of a network without a front end of its own nobody knows.
+    """
+    if not is_split(model):
+        return True
     names = Adapting(variables["params"], inner_algorithm(config).adapting).names
     return any(name.startswith("spectrogram/") for name in names)
 
@@ -282,7 +288,7 @@ def _known_of_songs(
     songs: jax.Array,
 ) -> list[jax.Array]:
     """What of each song's curve does not depend on the listener, `[songs, ...]` each."""
-    if _front_end_adapts(config, variables):
+    if _front_end_adapts(model, config, variables):
         return []
     return jax.lax.map(
         lambda song: _SongSplit(model, config, variables, device, shape, song).own(), songs
@@ -302,7 +308,7 @@ def _adapted_curves(
 ) -> jax.Array:
     """`[tasks, Q, n, 2]`: each task adapts, then predicts its query songs."""
     split = None
-    if not _front_end_adapts(config, variables):  # of any song: all are cut alike
+    if not _front_end_adapts(model, config, variables):  # of any song: all are cut alike
         split = _SongSplit(model, config, variables, device, shape, jnp.int32(0))
 
     def one_task(task: dict[str, chex.Array]) -> jax.Array:

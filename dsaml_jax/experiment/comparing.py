@@ -45,6 +45,8 @@ def compare(first: Path, second: Path, methods: Sequence[str] = ()) -> list[str]
     names = [name for name, _ in tables]
     ours, theirs = _paired(tables[0][1], tables[1][1])
     unit = "annotator" if results[0]["task"] == "pdmer" else "song"
+    if len({label[unit] for label in ours.labels}) < 2:
+        raise UsageError(f"the two evaluations have fewer than two {unit}s in common")
     there = dimensions_of(ours.scores)
     columns = [f"{dimension}_{metric}" for metric in METRICS for dimension in there]
     lines = [f"{first}: {names[0]}", f"{second}: {names[1]}", ""]

@@ -29,6 +29,7 @@ from dsaml_jax.evaluation import (
     agreed_judging,
     agreed_trial,
     best_of,
+    fitting,
     listener_judging,
     listener_trial,
     methods,
@@ -288,7 +289,12 @@ class Runner:
     ) -> Settings:
         """The choice with the best score on the validation part."""
         trial = self.trial("validation", protocol, method.shots, fold)
-        choices = method.choices[: self.scale.choices]
+        choices: Sequence[Settings] = method.choices
+        if method.kind == "adapted":
+            assert model is not None
+            known = model.variables
+            choices = fitting(choices, lambda one: self.meta_config(model, one), known)
+        choices = choices[: self.scale.choices]
         best = best_of(choices, trial, lambda one: self.predict(trial, method, model, one))
         self.console.say(f"[seed {seed}] validation chooses {', '.join(best) or 'no change'}")
         return best

@@ -127,7 +127,7 @@ def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
         path, (*COLUMNS, *OF_A_STUDY), _parse, optional=DIMENSIONS, absent=OF_A_STUDY
     ):
         ids.add(song_id)
-        if song is None or song_id in ("", song_name(song)):
+        if song is None or song_id in ("", song_name(song), without_suffix(song.name), song.name):
             rows.append((time, arousal, valence, line))
             people.add(person)
     if not ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from dsaml_jax.models.dsaml import DSAML
 
 @runtime_checkable
 class Network(Protocol):
-    """What training, evaluation and prediction ask of a network: a Flax module made from a :class:`ModelConfig` alone.
+    """What training, evaluation and prediction ask of a network: a Flax module made from a :class:`ModelConfig` alone, its field `config`.
 
     Variables are `params` and, if it has running statistics, `batch_stats`. A network that also has DSAML's `encode` and `predict`,
     which together are `__call__`, encodes each step of a long song once; any other sees every window whole.
@@ -36,29 +37,49 @@ class Network(Protocol):
         ...
 
 
-def build_model(config: ModelConfig) -> Any:
+TRUSTED = "DSAML_NETWORKS"
+"""Environment variable: networks, with commas between, that a model which is loaded may name."""
+
+
+def build_model(config: ModelConfig, *, trusted: str = "") -> Any:
     """The network that a configuration names.
 
+    Making somebody's network runs their code. So one that a file names, rather than the user, has to be named by the user too: by
+    `trusted`, or in the environment variable :data:`TRUSTED`.
+
+    Args:
+      config: of the model.
+      trusted: the `class_` that may be imported.
+
     Raises:
-      UsageError: `class_` names no Flax module that can be imported and made from a configuration.
+      UsageError: `class_` is not trusted, or no Flax module that can be imported and made from a configuration.
     """
-    if not config.class_:
+    name = config.class_
+    if not name:
         return DSAML(config)
-    module, colon, name = config.class_.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    if name not in (trusted, *os.environ.get(TRUSTED, "").split(",")):
         raise UsageError(
-            f"model.class {config.class_}: cannot be imported ({error}); write package.module:Class"
-        ) from None
-    if not (colon and inspect.isclass(found) and issubclass(found, nn.Module)):
-        raise UsageError(f"model.class {config.class_}: is no flax.linen module")
+            f"this model is a network of somebody's own, {name}: loading it runs that code. Where you trust it: "
+            f"export {TRUSTED}={name}"
+        )
+    module, _, inside = name.partition(":")
     try:
-        return found(config)
-    except TypeError as error:
+        found = getattr(importlib.import_module(module), inside)
+    except Exception as error:  # whatever the user's module raises
         raise UsageError(
-            f"model.class {config.class_}: is not made from a ModelConfig alone ({error})"
-        ) from None
+            f"model.class {name}: cannot be imported ({error}); write package.module:Class"
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise UsageError(f"model.class {name}: is no flax.linen module")
+    try:
+        model = found(config)
+    except Exception as error:
+        raise UsageError(
+            f"model.class {name}: is not made from a ModelConfig alone ({error})"
+        ) from error
+    if getattr(model, "config", None) != config:
+        raise UsageError(f"model.class {name}: does not keep its ModelConfig as `config`")
+    return model
 
 
 def is_split(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from data_prep.base import replacing
 from data_prep.plain import parse_json
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
-from dsaml_jax.runs.info import RunInfo, info_from, info_values
+from dsaml_jax.runs.info import info_from, info_values
 from dsaml_jax.runs.loading import LoadedModel, variables_like
 
 SUFFIX = ".safetensors"
@@ -43,7 +44,7 @@ def export_model(loaded: LoadedModel, out: Path) -> int:
     return sum(value.size for value in arrays.values())
 
 
-def read_export(path: Path) -> LoadedModel:
+def read_export(path: Path, network: str = "") -> LoadedModel:
     """Reads what :func:`export_model` wrote.
 
     Raises:
@@ -65,28 +66,38 @@ def read_export(path: Path) -> LoadedModel:
             for name, text in metadata.items()
             if name not in ("format", "step")
         }
-    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{path}: not an exported model ({reason})") from None
     info = info_from(values, str(path))
-    return LoadedModel(build_model(info.config.model), _checked(flat, info, path), info, step)
+    model = build_model(info.config.model, trusted=network)
+    like = variables_like(info.config, info.features, model)
+    return LoadedModel(model, _checked(flat, like, path), info, step)
 
 
-def _checked(flat: dict[str, np.ndarray], info: RunInfo, path: Path) -> dict[str, object]:
-    """The variables of these arrays, if names, shapes and dtypes are those of the model."""
-    like = variables_like(info.config, info.features)
-    wanted = traverse_util.flatten_dict(like, sep=".")
+def _checked(flat: dict[str, np.ndarray], like: dict[str, Any], path: Path) -> dict[str, Any]:
+    """These arrays as the variables of the model, if names, shapes and dtypes are right."""
+    places = traverse_util.flatten_dict(like)
+    wanted = {".".join(place): (place, leaf) for place, leaf in places.items()}
     different = sorted(
         name
         for name in wanted.keys() | flat.keys()
         if name not in flat
         or name not in wanted
-        or (flat[name].shape, flat[name].dtype) != (wanted[name].shape, wanted[name].dtype)
+        or (flat[name].shape, flat[name].dtype) != (wanted[name][1].shape, wanted[name][1].dtype)
     )
     if different:
         raise UsageError(
             f"{path}: its numbers are not those of the model that it describes ({different[0]})"
         )
-    empty: dict[str, object] = {name: {} for name, tree in like.items() if not tree}
-    tree = traverse_util.unflatten_dict(flat, sep=".")
-    return empty | jax.tree.map(jax.numpy.asarray, tree)
+    tree = traverse_util.unflatten_dict(
+        {wanted[name][0]: jax.numpy.asarray(value) for name, value in flat.items()}
+    )
+    return {name: tree.get(name, {}) for name in like}

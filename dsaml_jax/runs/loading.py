@@ -89,8 +89,12 @@ def require_free(directory: Path) -> None:
         raise UsageError(f"{directory} exists and is not an empty folder; choose another --out")
 
 
-def load_model(directory: Path | str) -> LoadedModel:
+def load_model(directory: Path | str, *, network: str = "") -> LoadedModel:
     """The best model of a run, a personalised one, or an exported file.
+
+    Args:
+      directory: or the file.
+      network: `package.module:Class` that the model may be, where it is a network of somebody's own.
 
     Raises:
       UsageError: it is none of them, or what it holds does not fit its own configuration.
@@ -99,16 +103,16 @@ def load_model(directory: Path | str) -> LoadedModel:
     if directory.suffix == ".safetensors" and not directory.is_dir():
         from dsaml_jax.runs.export import read_export
 
-        return read_export(directory)
+        return read_export(directory, network)
     info = read_run_info(directory)
-    model = build_model(info.config.model)
+    model = build_model(info.config.model, trusted=network)
     store = CheckpointStore(directory, read_only=True)
     try:
         if not store.steps():
             raise UsageError(f"{directory}: has no checkpoint yet")
         step = store.best_step()
         assert step is not None
-        like = variables_like(info.config, info.features)
+        like = variables_like(info.config, info.features, model)
         return LoadedModel(model, store.restore_model(step, like), info, step)
     finally:
         store.close()
@@ -165,11 +169,11 @@ def require_variables(
             raise UsageError(f"{where}: {name!r} holds numbers that are not finite")
 
 
-def variables_like(config: RunConfig, features: FeatureConfig) -> dict[str, Any]:
+def variables_like(config: RunConfig, features: FeatureConfig, model: nn.Module) -> dict[str, Any]:
     """Shapes of the variables that a run's checkpoints hold."""
 
     def make() -> dict[str, Any]:
-        variables = initial_variables(build_model(config.model), features, jax.random.key(0))
+        variables = initial_variables(model, features, jax.random.key(0))
         if config.training.task == "dmer":
             return variables
         return to_variables(to_learned(config.meta, variables), variables["batch_stats"])

@@ -113,8 +113,8 @@ def _replay(
     keys: jax.Array,
     step: jax.Array,
 ) -> dict[str, Any]:
-    model, stats = build_model(config.model), variables["batch_stats"]
-    dropout = config.model.dropout > 0.0
+    model, stats = build_model(config.model, trusted=config.model.class_), variables["batch_stats"]
+    dropout = config.model.draws
     inner_key, outer_key = map(jax.random.wrap_key_data, keys)
     pair = (inner_key, outer_key) if dropout else (None, None)
     by_batch = support is None or config.meta.batch_norm == "batch"
@@ -307,6 +307,7 @@ def read_bundle(path: Path) -> Bundle:
         OverflowError,
     ) as error:
         raise UsageError(f"{path}: not a bundle of a failed step ({_reason(error)})") from None
+    build_model(bundle.config.model)  # refuses a network that the user has not named
     try:
         jax.eval_shape(partial(_replay, bundle.config), *_arguments(bundle)[1:])
     except UsageError:

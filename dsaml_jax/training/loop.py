@@ -83,6 +83,7 @@ def train(
         log = RunLog(workdir, step, total, silent=not is_first())
         stack.callback(log.close)
         if step < total:
+            log.state("training", step)
             loop = _Loop(setup, state, step, rows, store, log)
             try:
                 loop.run(stop, console)

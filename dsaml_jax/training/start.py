@@ -110,10 +110,10 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
     _require_songs(parts)
     for said in judging_lines(corpus, config):
         console.say(said)
-    for said in _size_lines(config, corpus):
-        console.say(said)
     target = consensus_target(corpus, parts["train"])
-    model = build_model(config.model)
+    model = build_model(config.model, trusted=config.model.class_)  # the user named it
+    for said in _size_lines(model, corpus):
+        console.say(said)
     optimizer = make_optimizer(config.training)
     pdmer = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], config, console) if pdmer else None
@@ -178,11 +178,9 @@ def _validation_tasks(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _size_lines(config: RunConfig, corpus: Corpus) -> list[str]:
-    """How large the model is, and whether it is one for these features."""
-    variables = jax.eval_shape(
-        lambda: initial_variables(build_model(config.model), corpus.features, jax.random.key(0))
-    )
+def _size_lines(model: nn.Module, corpus: Corpus) -> list[str]:
+    """How large a model is, and whether it is one for these features."""
+    variables = jax.eval_shape(lambda: initial_variables(model, corpus.features, jax.random.key(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     lines = [f"model: {count:,} parameters, on {corpus.features.name}"]
     if corpus.features.mel_bands == TINY.mel_bands and count > LARGE:
@@ -262,6 +260,11 @@ def _as_long_as(old: RunConfig, new: RunConfig) -> RunConfig:
             f"a run of {before.steps} steps cannot go on to {after.steps}: its learning rate falls to nothing at the last "
             "step (training.schedule); start another with --set training.init_from=, or train with "
             "--set training.schedule=constant from the beginning"
+        )
+    if before.steps % before.log_every:
+        raise UsageError(
+            f"a run of {before.steps} steps cannot go on: it did not end with a line of its metrics (training.log_every "
+            f"{before.log_every})"
         )
     return dataclasses.replace(old, training=dataclasses.replace(before, steps=after.steps))
 

@@ -149,7 +149,9 @@ def _look(store: CheckpointStore, step: int) -> None:
 
 def _restore(store: CheckpointStore, setup: Setup, step: int) -> tuple[TrainState, Rows]:
     config = setup.config
-    variables = store.restore_model(step, variables_like(config, setup.corpus.features))
+    variables = store.restore_model(
+        step, variables_like(config, setup.corpus.features, setup.model)
+    )
     learned = variables["params"]
     if config.training.task == "pdmer":
         learned = to_learned(config.meta, variables)

@@ -69,7 +69,7 @@ def make_dmer_step(
     sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
     """Steps of DMER; `drawn` is :class:`~dsaml_jax.corpus.WindowArrays`. Results go to `sharding`."""
-    dropout = model.config.dropout > 0.0
+    dropout = model.config.draws
 
     def step(
         corpus: DeviceCorpus,
@@ -96,7 +96,7 @@ def make_pdmer_step(
     devices: int = 1,
 ) -> Step:
     """Meta-steps; `drawn` is :class:`~dsaml_jax.corpus.TaskArrays`. Results go to `sharding`."""
-    dropout = model.config.dropout > 0.0
+    dropout = model.config.draws
     algorithm = inner_algorithm(config.meta)
     by_batch = config.meta.batch_norm == "batch"
     # On a CPU nothing is gained by computing tasks side by side, and each one's arrays leave the cache.
