@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -62,9 +63,7 @@ def test_loud_music_does_not_overflow():
 
 def test_every_weight_is_used_once():
     variables = weights.load()
-    like = Musicnn().init(__import__("jax").random.key(0), np.zeros((1, PATCH_FRAMES, 96)))
-    import jax
-
+    like = jax.eval_shape(Musicnn().init, jax.random.key(0), np.zeros((1, PATCH_FRAMES, 96)))
     assert jax.tree.structure(like) == jax.tree.structure(variables)
     assert jax.tree.map(np.shape, like) == jax.tree.map(np.shape, variables)
     out = Musicnn().apply(variables, np.zeros((2, PATCH_FRAMES, 96), np.float32))
@@ -129,6 +128,7 @@ def test_what_is_heard_does_not_depend_on_the_rate():
     np.testing.assert_allclose(*found, atol=0.05 * np.abs(found[0]).max())
 
 
+@pytest.mark.slow
 def test_prepared_trained_and_used(tmp_path, small_data):
     """The whole way with nothing downloaded."""
     from data_prep.deam import read_deam
@@ -140,7 +140,7 @@ def test_prepared_trained_and_used(tmp_path, small_data):
     from dsaml_jax.training import train
     from tests.conftest import SMALL_DMER
 
-    prepare(read_deam(small_data[0], name="synthetic"), tmp_path / "data", MUSICNN)
+    prepare(read_deam(small_data[0], name="synthetic"), tmp_path / "data", MUSICNN, limit=12)
     corpus = read_corpus(tmp_path / "data")
     assert corpus.embedding.shape[1] == MUSICNN_WIDTH
     train(with_settings(preset("tiny"), [*SMALL_DMER, "training.steps=2", "training.validate_every=2"]), corpus, tmp_path / "run")  # fmt: skip

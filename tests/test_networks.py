@@ -49,7 +49,7 @@ def trusted(monkeypatch):
     monkeypatch.setenv("DSAML_NETWORKS", "elsewhere:Other,tests.test_networks:Levels")
 
 
-@pytest.mark.parametrize("task", ["dmer", "pdmer"])
+@pytest.mark.parametrize("task", ["dmer", pytest.param("pdmer", marks=pytest.mark.slow)])
 def test_a_network_of_ones_own(small_data, tmp_path, task, trusted):
     corpus = read_corpus(small_data[1])
     more = ["meta.adapts=out/bias", "meta.strength=1", f"training.task={task}", "training.steps=4"]

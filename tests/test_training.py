@@ -376,6 +376,7 @@ def test_a_corpus_without_annotators_serves_dmer(averaged, tmp_path):
     train(config, averaged, tmp_path / "dmer")
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(corpus, tmp_path):
     """It ends as one that was asked for all of them at once."""
 
@@ -393,6 +394,7 @@ def test_a_finished_run_goes_on_to_more_steps(corpus, tmp_path):
         train(steps_of(4), corpus, tmp_path / "longer")
 
 
+@pytest.mark.slow
 def test_a_run_whose_rate_has_fallen_does_not_go_on(corpus, tmp_path):
     def steps_of(count):
         return settings(
