@@ -1,21 +1,12 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
-`info` is the run's identity, `store` its Orbax checkpoints, `loading` a model loaded or saved, `export` one in a single file, `log` what is written while it trains.
+`info` is the run's identity, `store` its Orbax checkpoints, `variables` what a model's numbers look like, `loading` a
+model loaded or saved, `export` one in a single file, `log` what is written while it trains.
 """
 
 from dsaml_jax.runs.export import export_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
-from dsaml_jax.runs.loading import (
-    LoadedModel,
-    at_strength,
-    initial_variables,
-    load_model,
-    require_free,
-    require_variables,
-    save_model,
-    variables_like,
-    weights_digest,
-)
+from dsaml_jax.runs.loading import at_strength, load_model, require_free, save_model, weights_digest
 from dsaml_jax.runs.log import (
     METRICS_FILE,
     REPORT_FILE,
@@ -28,6 +19,12 @@ from dsaml_jax.runs.log import (
     read_status,
 )
 from dsaml_jax.runs.store import CHECKPOINTS, CheckpointStore, DamagedCheckpoint
+from dsaml_jax.runs.variables import (
+    LoadedModel,
+    initial_variables,
+    require_variables,
+    variables_like,
+)
 
 __all__ = [
     "CHECKPOINTS",
