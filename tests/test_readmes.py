@@ -52,8 +52,9 @@ def test_lines_fit_a_window(readme):
     assert not long
 
 
-def test_the_first_page_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+def test_the_first_page_is_short_and_narrow():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 110
 
 
 @pytest.mark.parametrize("readme", READMES, ids=str)
