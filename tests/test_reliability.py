@@ -495,3 +495,17 @@ def test_export(whole, tmp_path, capsys):
     assert main(["checkpoint", "export", str(whole)]) == 2
     assert main(["checkpoint", "ls", str(whole)]) == 0
     assert "(best)" in capsys.readouterr().out
+
+
+def test_a_slow_run_knows_its_pace_from_its_first_word_on(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dsaml_jax.runs.log.time.monotonic", lambda: now[0])
+    log = runs.RunLog(tmp_path, 4, 20)
+    paces = []
+    # 20 s for the first two steps, compiled among them; then 5 s a step.
+    for step, passed in ((4, 0.0), (6, 20.0), (6, 1.0), (8, 9.0)):
+        now[0] += passed
+        log.state("training", step)
+        paces.append(read_status(tmp_path).steps_per_second)
+    log.close()
+    assert paces == pytest.approx([0.0, 0.1, 2 / 21, 0.2])

@@ -110,7 +110,7 @@ class RunStatus:
       step: reached.
       steps: in all.
       seconds: spent on it so far, over all its processes.
-      steps_per_second: lately; 0 before that is known.
+      steps_per_second: lately; at the first word after a step with compiling; 0 before.
       best_step: of the best validation so far; 0 before the first.
       best_score: of that.
       updated: when this was written, ISO 8601 in UTC.
@@ -199,6 +199,7 @@ class RunLog:
         """
         self._workdir, self._steps, self._silent = workdir, steps, silent
         self._started = time.monotonic()
+        self._first = step
         self._paced: tuple[float, int] | None = None
         self._before, self._best = 0.0, (0, 0.0)
         self._board = _TensorBoard(workdir / TENSORBOARD_FOLDER, step)
@@ -236,15 +237,17 @@ class RunLog:
             self._best = step, score
 
     def state(self, state: State, step: int, message: str = "") -> None:
-        """Says how the run is; the pace is that since the first call, which comes after compiling."""
+        """Says how the run is; the pace is that since the first call after a step, which comes after compiling."""
         if self._silent:
             return
         now = time.monotonic()
         pace = 0.0
-        if self._paced is None:
-            self._paced = now, step
-        elif now > self._paced[0]:
+        if self._paced is not None and step > self._paced[1] and now > self._paced[0]:
             pace = (step - self._paced[1]) / (now - self._paced[0])
+        elif step > self._first:  # with compiling, better than no word
+            pace = (step - self._first) / (now - self._started)
+        if self._paced is None and step > self._first:
+            self._paced = now, step
         status = RunStatus(
             state, step, self._steps,
             seconds=round(self._before + now - self._started, 1),
