@@ -1,4 +1,4 @@
-"""An ordered map over processes."""
+"""An ordered map over processes, and what fits one program at a time."""
 
 from __future__ import annotations
 
@@ -71,3 +71,11 @@ def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
+
+
+def batch_sizes(count: int, limit: int) -> Iterator[int]:
+    """Powers of two up to `limit` that add up to `count`, largest first: few shapes, no padding."""
+    while count:
+        size = min(limit, 1 << (count.bit_length() - 1))
+        yield size
+        count -= size

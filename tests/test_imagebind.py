@@ -20,7 +20,6 @@ import safetensors.numpy
 
 from data_prep.base import DataError
 from data_prep.imagebind import AudioEncoder, Embedder, from_torch
-from data_prep.imagebind.encoder import batch_sizes
 from data_prep.imagebind.fbank import (
     clip_starts,
     cut_stretch,
@@ -30,6 +29,7 @@ from data_prep.imagebind.fbank import (
     stretch_clips,
 )
 from data_prep.imagebind.weights import digest, load, read_published, save
+from data_prep.parallel import batch_sizes
 from tests import recipe
 from tests.golden_file import facts, like
 from tests.recipe import SEED, waveform

@@ -17,9 +17,9 @@ from data_prep.musicnn.network import Musicnn, embedding
 from data_prep.musicnn.patches import (
     PATCH_FRAMES,
     MusicnnInput,
-    batch_sizes,
     patch_starts,
 )
+from data_prep.parallel import batch_sizes
 from tests.conftest import SHARED
 
 MUSICNN = FeatureConfig(**{**vars(TINY), "embedding": "musicnn"})

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -376,15 +377,17 @@ def test_a_corpus_without_annotators_serves_dmer(averaged, tmp_path):
     train(config, averaged, tmp_path / "dmer")
 
 
+def of_steps(count, schedule):
+    """A short DMER run that validates every other step."""
+    return settings(
+        f"training.steps={count}", "training.validate_every=2", f"training.schedule={schedule}", base=SMALL_DMER
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps(corpus, tmp_path):
     """It ends as one that was asked for all of them at once."""
-
-    def steps_of(count):
-        return settings(
-            f"training.steps={count}", "training.validate_every=2", "training.schedule=constant", base=SMALL_DMER
-        )  # fmt: skip
-
+    steps_of = partial(of_steps, schedule="constant")
     train(steps_of(2), corpus, tmp_path / "longer")
     train(steps_of(6), corpus, tmp_path / "longer")
     train(steps_of(6), corpus, tmp_path / "whole")
@@ -396,11 +399,7 @@ def test_a_finished_run_goes_on_to_more_steps(corpus, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_whose_rate_has_fallen_does_not_go_on(corpus, tmp_path):
-    def steps_of(count):
-        return settings(
-            f"training.steps={count}", "training.validate_every=2", "training.schedule=cosine", base=SMALL_DMER
-        )  # fmt: skip
-
+    steps_of = partial(of_steps, schedule="cosine")
     train(steps_of(2), corpus, tmp_path / "run")
     with pytest.raises(UsageError, match="falls to nothing at the last step"):
         train(steps_of(4), corpus, tmp_path / "run")

@@ -7,7 +7,7 @@ number of clips, `T` the tokens of a clip, `D` the width, `H` the heads.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -18,6 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from data_prep.imagebind.fbank import CLIP_FRAMES, CLIPS, MEL_BANDS
+from data_prep.parallel import batch_sizes
 
 
 def layer_norm(x: jax.Array, epsilon: float, name: str) -> jax.Array:
@@ -219,11 +220,3 @@ class Embedder:
     def _embed_windows(self, variables: Mapping[str, Any], clips: jax.Array) -> jax.Array:
         per_clip: Any = self.encoder.apply(variables, clips.reshape(-1, *clips.shape[2:]))
         return per_clip.reshape(*clips.shape[:2], -1).mean(axis=1)
-
-
-def batch_sizes(windows: int, limit: int) -> Iterator[int]:
-    """Powers of two up to `limit` that add up to `windows`, largest first: few shapes, no padding."""
-    while windows:
-        size = min(limit, 1 << (windows.bit_length() - 1))
-        yield size
-        windows -= size

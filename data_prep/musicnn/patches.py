@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from data_prep.musicnn.spectrogram import HOP, SAMPLE_RATE
+from data_prep.parallel import batch_sizes
 
 PATCH_FRAMES = 187
 """Frames that the network hears at once: 3 s."""
@@ -81,11 +82,3 @@ def embedder() -> Callable[[np.ndarray], np.ndarray]:
         return np.concatenate(jax.device_get(parts))
 
     return embed
-
-
-def batch_sizes(count: int, limit: int) -> Iterator[int]:
-    """Powers of two up to `limit` that add up to `count`, largest first: few shapes, no padding."""
-    while count:
-        size = min(limit, 1 << (count.bit_length() - 1))
-        yield size
-        count -= size
