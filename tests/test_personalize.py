@@ -70,6 +70,10 @@ def test_one_persons_rows_of_a_study(tmp_path):
     )
     with pytest.raises(DataError, match=r"no annotation of c among those of a, b"):
         read_annotations(path, tmp_path / "c.wav")
+    path = write_csv(tmp_path / "c.csv", [("live.au", "ann", 1, 0.5, 0)], header)
+    assert (
+        len(read_annotations(path, tmp_path / "live.au.wav")) == 1
+    )  # no suffix, but looks like one
     path = write_csv(tmp_path / "b.csv", [*rows, ("b", "ben", 2, 0, 0)], header)
     assert len(read_annotations(path, tmp_path / "a.wav")) == 2
     with pytest.raises(DataError, match=r"annotations of 2 people \(ann, ben\); keep one's"):

@@ -126,8 +126,8 @@ def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
     for line, (time, arousal, valence, song_id, person) in csv_records(
         path, (*COLUMNS, *OF_A_STUDY), _parse, optional=DIMENSIONS, absent=OF_A_STUDY
     ):
-        ids.add(song_id)
-        if song is None or song_id in ("", song_name(song), without_suffix(song.name), song.name):
+        ids.add(without_suffix(song_id))
+        if song is None or not song_id or _is_named(song, song_id):
             rows.append((time, arousal, valence, line))
             people.add(person)
     if not ids:
@@ -139,6 +139,15 @@ def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
         some = ", ".join(sorted(people)[:5]) + (", ..." if len(people) > 5 else "")
         raise DataError(f"{path}: annotations of {len(people)} people ({some}); keep one's")
     return in_time(path, "the annotation", rows)
+
+
+def _is_named(audio: Path, song_id: str) -> bool:
+    """Whether a table's id means this sound file: its name with or without suffix, or that of another file of the song."""
+    stem = song_name(audio)
+    return (
+        song_id in (stem, unicodedata.normalize("NFC", audio.name))
+        or without_suffix(song_id) == stem
+    )
 
 
 def song_name(audio: Path) -> str:
@@ -153,7 +162,7 @@ def _parse(
         number("time", time, 0.0, max_seconds()),
         rated("arousal", arousal),
         rated("valence", valence),
-        without_suffix(unicodedata.normalize("NFC", song)),
+        unicodedata.normalize("NFC", song),
         person,
     )
 
