@@ -14,6 +14,7 @@ if version("jaxlib").startswith("0.10."):  # others end at a flag that they do n
 os.environ.setdefault("XLA_FLAGS", _FLAGS)
 
 import filelock  # noqa: E402
+import hypothesis  # noqa: E402
 import jax  # noqa: E402 (reads the flags)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -23,6 +24,10 @@ from tests import golden_file, recipe  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 CACHE = Path(os.environ.get("DSAML_CACHE", ROOT / ".jax_cache"))
+
+# The same examples for everyone. `--hypothesis-profile default` draws new ones.
+hypothesis.settings.register_profile("same", derandomize=True, database=None)
+hypothesis.settings.load_profile("same")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

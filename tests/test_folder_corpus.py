@@ -222,8 +222,8 @@ def test_any_bytes_give_a_table_or_a_clear_error(tmp_path, data):
             curves = [(song.arousal, song.valence), *((r.arousal, r.valence) for r in song.ratings)]
             for arousal, valence in curves:
                 assert arousal.shape == valence.shape == song.arousal.shape
-                assert (np.isnan(arousal) | (np.abs(arousal) <= 1)).all()
-                assert np.isfinite(arousal).tolist() == np.isfinite(valence).tolist()
+                for curve in (arousal, valence):  # each is masked by itself
+                    assert (np.isnan(curve) | (np.abs(curve) <= 1)).all()
 
 
 LEVEL = st.floats(-1, 1)
