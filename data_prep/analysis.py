@@ -64,8 +64,8 @@ class SongAnalysis:
     Attributes:
       log_mel: `[n, F, M]`, float32 or as it will be stored.
       window_start: `[w]` int32, first step of each window of :data:`WINDOW_STEPS`.
-      embedding: `[e, E]`, or None where a network makes it of
-      heard: what the network reads.
+      embedding: `[e, E]`, or of it what no network makes, the last numbers; None where networks make all of it.
+      heard: what the network reads; None where there is nothing left for one to do.
     """
 
     log_mel: np.ndarray
@@ -113,7 +113,7 @@ def analyse(
     if len(waveform) < math.ceil((first + 1) * sample_rate / STEPS_PER_SECOND):
         raise DataError(f"the sound ends before the first half second at {start:g} s is over")
     # An embedding per step describes the 15 s before the first step and after the last one too.
-    spectral = config.embedding == "spectral"
+    spectral = "spectral" in config.embedding_parts
     margin = WINDOW_HOP if config.embedding_per == "step" and spectral else 0
     before = min(first, margin)
     count = None if steps is None else before + steps + margin
@@ -121,11 +121,14 @@ def analyse(
     own = patches[before:][:steps]
     starts = window_starts(len(own))
     stretches = _stretches(len(own), starts, config)
-    if not spectral:
+    embedding, heard = None, None
+    if spectral:
+        embedding = np.stack(
+            [spectral_embedding(patches[max(a + before, 0) : b + before]) for a, b in stretches]
+        )
+    if config.embedding_parts.keys() - {"spectral"}:
         heard = _heard(waveform, sample_rate, config, first, len(own), stretches)
-        return SongAnalysis(own, starts, None, heard)
-    embedding = [spectral_embedding(patches[max(a + before, 0) : b + before]) for a, b in stretches]
-    return SongAnalysis(own, starts, np.stack(embedding), None)
+    return SongAnalysis(own, starts, embedding, heard)
 
 
 def _heard(
@@ -149,7 +152,7 @@ def _heard(
     seconds = tuple(
         ((a + before) / STEPS_PER_SECOND, (b + before) / STEPS_PER_SECOND) for a, b in stretches
     )
-    if config.embedding == "musicnn":
+    if "musicnn" in config.embedding_parts:
         sound = resample(np.asarray(part, np.float32), sample_rate, spectrogram.SAMPLE_RATE)
         return MusicnnInput(spectrogram.log_mel(sound), seconds)
     rate = PUBLISHED_RATE if published else TRAINING_RATE
@@ -179,10 +182,11 @@ def finish(analysis: SongAnalysis, embed: Embed | None) -> SongFeatures:
       analysis: of a song.
       embed: from :func:`embedder`.
     """
-    embedding = analysis.embedding
-    if embedding is None:
-        assert embed is not None and analysis.heard is not None
-        embedding = analysis.heard.embed(embed)
+    parts = [] if analysis.embedding is None else [analysis.embedding]
+    if analysis.heard is not None:
+        assert embed is not None
+        parts.insert(0, analysis.heard.embed(embed))
+    embedding = np.concatenate(parts, axis=-1)
     return SongFeatures(analysis.log_mel, embedding, analysis.window_start)
 
 
@@ -197,7 +201,7 @@ def embedder(config: FeatureConfig, weights: Path | None) -> Embed | None:
     Raises:
       DataError: the weights are needed and not there, or not those that `config` names.
     """
-    if config.embedding == "musicnn":
+    if "musicnn" in config.embedding_parts:
         return musicnn_embedder()
     if not config.uses_imagebind:
         return None

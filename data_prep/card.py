@@ -17,6 +17,7 @@ LEFT_OUT_FILE = "left_out.txt"
 _EMBEDDINGS = {
     "spectral": "spectral: eight statistics of every mel band; no weights",
     "musicnn": "MSD_musicnn, a tagger that has heard the Million Song Dataset (Pons and Serra 2019; weights ISC)",
+    "musicnn-spectral": "MSD_musicnn (Pons and Serra 2019; weights ISC), and eight statistics of every mel band behind it",
     "imagebind": "ImageBind's audio tower, at the 16 kHz it was trained on (weights CC-BY-NC 4.0)",
     "imagebind-reference": "ImageBind's audio tower fed 44.1 kHz, as the published implementation does "
     "(weights CC-BY-NC 4.0)",

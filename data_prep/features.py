@@ -22,7 +22,7 @@ SPECTRAL_STATISTICS = 8
 IMAGEBIND_WIDTH = 1024
 MUSICNN_WIDTH = 953
 
-Embedding = Literal["spectral", "musicnn", "imagebind", "imagebind-reference"]
+Embedding = Literal["spectral", "musicnn", "musicnn-spectral", "imagebind", "imagebind-reference"]
 EMBEDDINGS: tuple[Embedding, ...] = get_args(Embedding)
 
 
@@ -42,6 +42,7 @@ class FeatureConfig:
       mel_bands: `M`.
       embedding: `spectral`, eight statistics of every mel band: no weights, deterministic.
         `musicnn`, what a tagger that has heard a million songs makes of it; its weights come with this package.
+        `musicnn-spectral`, both, one behind the other.
         `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-reference`,
         the same read as the published implementation of DSAML does: at 44.1 kHz, only the annotated
         stretch of the file, repeated at its edges.
@@ -107,13 +108,17 @@ class FeatureConfig:
         return needs_imagebind(self.embedding)
 
     @property
+    def embedding_parts(self) -> dict[str, int]:
+        """What the embedding is made of, in order, and how many numbers each part has."""
+        if self.uses_imagebind:
+            return {self.embedding: IMAGEBIND_WIDTH}
+        widths = {"musicnn": MUSICNN_WIDTH, "spectral": SPECTRAL_STATISTICS * self.mel_bands}
+        return {part: widths[part] for part in self.embedding.split("-")}
+
+    @property
     def embedding_width(self) -> int:
         """`E`."""
-        if self.uses_imagebind:
-            return IMAGEBIND_WIDTH
-        return (
-            MUSICNN_WIDTH if self.embedding == "musicnn" else SPECTRAL_STATISTICS * self.mel_bands
-        )
+        return sum(self.embedding_parts.values())
 
     @property
     def name(self) -> str:

@@ -138,18 +138,24 @@ def support_loss(model: nn.Module, config: MetaConfig, batch_stats: PyTree) -> L
 
 
 def query_loss(
-    model: nn.Module, batch_stats: PyTree, *, batch_norm: bool, squared_error_weight: float = 0.0
+    model: nn.Module, batch_stats: PyTree, *, batch_norm: bool, **weights: float
 ) -> Callable[..., tuple[jax.Array, tuple[Terms, PyTree]]]:
-    """Outer loss `(params, batch, key=None) -> (scalar, (terms, running statistics))`."""
+    """Outer loss `(params, batch, key=None) -> (scalar, (terms, running statistics))`.
+
+    Args:
+      model: the network.
+      batch_stats: its running statistics.
+      batch_norm: whether BatchNorm uses the statistics of the batch.
+      weights: of :func:`dsaml_jax.losses.dsaml_loss`, for what is added to the loss of the paper.
+    """
 
     def loss(
         params: PyTree, batch: SongBatch, key: chex.PRNGKey | None = None
     ) -> tuple[jax.Array, tuple[Terms, PyTree]]:
         out, stats = apply_batch(model, params, batch_stats, batch, key=key, batch_norm=batch_norm)
         value, terms = losses.dsaml_loss(
-            out, batch.arousal, batch.valence, config=model.config, mask=batch.labelled,
-            squared_error_weight=squared_error_weight,
-        )  # fmt: skip
+            out, batch.arousal, batch.valence, config=model.config, mask=batch.labelled, **weights
+        )
         return value, (terms, stats)
 
     return loss

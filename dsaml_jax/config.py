@@ -114,6 +114,8 @@ class TrainingConfig:
       schedule: what becomes of it: `constant`, as published, or `cosine`: falls to 0 at the last step.
       clip_norm: gradients of a larger global norm are scaled down to it; 0 lets them be.
       batch_songs: songs per step of DMER.
+      squared_error_weight, batch_ccc_weight: what is added to DMER's loss, see :func:`dsaml_jax.losses.dsaml_loss`; 0 in
+        the paper, whose loss hardly sees how high a curve lies.
       steps_per_dispatch: steps that run on the device as one program; a divisor of `log_every`. More of them spare an
         accelerator the wait for the host, and the progress bar moves in larger steps.
       log_every: steps per line of the metrics file.
@@ -132,6 +134,8 @@ class TrainingConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     clip_norm: float = 0.0
     batch_songs: int = 15
+    squared_error_weight: float = 0.0
+    batch_ccc_weight: float = 0.0
     steps_per_dispatch: int = 1
     log_every: int = 10
     validate_every: int = 100
@@ -161,6 +165,9 @@ class TrainingConfig:
         if self.validate_every % self.log_every:
             raise UsageError("training.validate_every must be a multiple of training.log_every")
         check_rate("training.learning_rate", self.learning_rate)
+        for field in ("squared_error_weight", "batch_ccc_weight"):
+            if not 0.0 <= getattr(self, field) < math.inf:
+                raise UsageError(f"training.{field} must be 0 or more")
         if self.clip_norm:
             check_rate("training.clip_norm", self.clip_norm)
         if min(self.folds, self.song_folds, self.fold) < 0 or (

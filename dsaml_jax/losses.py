@@ -20,8 +20,9 @@ def dsaml_loss(
     config: ModelConfig,
     mask: jax.Array | None = None,
     squared_error_weight: float = 0.0,
+    batch_ccc_weight: float = 0.0,
 ) -> tuple[jax.Array, Terms]:
-    """`1 - score + diagonal_weight * diagonal attention loss + squared_error_weight * squared error`.
+    """`1 - score + diagonal_weight * diagonal attention loss`, the loss of the paper, and what may be added to it.
 
     The score is the mean over {arousal, valence} of (CCC, PCC, 1 - RMSE), each per sample over `T`
     and averaged over the samples that have a step labelled in that dimension. A dimension that no
@@ -35,10 +36,12 @@ def dsaml_loss(
       mask: `[B, T, 2]` bool, the steps whose arousal and valence count; `[B, T]` is for both; None
         counts all.
       squared_error_weight: what :func:`squared_error` counts; 0 in the paper.
+      batch_ccc_weight: what `1 - CCC` over all steps of all samples together counts, the mean of both dimensions; 0 in the
+        paper. A sample hardly moves, so that the score sees little but noise; how samples differ in level shows here.
 
     Returns:
       the scalar loss, and its terms: `arousal_ccc`, `arousal_pcc`, `arousal_rmse`, the same of
-      valence, `score`, `score_loss`, `attention_loss`, `squared_error` where it counts, `total_loss`.
+      valence, `score`, `score_loss`, `attention_loss`, `squared_error` and `batch_ccc` where they count, `total_loss`.
     """
     chex.assert_equal_shape([out.arousal, out.valence, arousal, valence])
     chex.assert_rank(arousal, 2)
@@ -67,6 +70,13 @@ def dsaml_loss(
     if squared_error_weight:
         terms["squared_error"] = squared_error(out, arousal, valence, mask)
         terms["total_loss"] += squared_error_weight * terms["squared_error"]
+    if batch_ccc_weight:
+        whole = [
+            metrics.ccc(prediction.reshape(-1), target.reshape(-1), known.reshape(-1))
+            for (_, prediction, target), known in zip(curves, by_dimension, strict=True)
+        ]
+        terms["batch_ccc"] = sum(whole) / jnp.maximum(dimensions, 1.0)  # 0 of an unlabelled one
+        terms["total_loss"] += batch_ccc_weight * (1.0 - terms["batch_ccc"])
     return terms["total_loss"], terms
 
 

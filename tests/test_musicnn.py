@@ -115,6 +115,17 @@ def test_features_of_a_song(per, tmp_path):
     assert np.isfinite(short.embedding).all()  # shorter than one patch
 
 
+@pytest.mark.parametrize("per", ["clip", "step"])
+def test_both_embeddings_stand_side_by_side(per):
+    waveform = 0.1 * np.random.RandomState(0).standard_normal(16_000 * 20).astype(np.float32)
+    both, musicnn, spectral = (
+        finish(analyse(waveform, 16_000, config), embedder(config, None)).embedding
+        for name in ("musicnn-spectral", "musicnn", "spectral")
+        for config in [FeatureConfig(**{**vars(MUSICNN), "embedding": name, "embedding_per": per})]
+    )
+    np.testing.assert_array_equal(both, np.concatenate([musicnn, spectral], axis=-1))
+
+
 def test_what_is_heard_does_not_depend_on_the_rate():
     """A tone at 44.1 and at 16 kHz is the same tone."""
     time = np.arange(44_100 * 5) / 44_100

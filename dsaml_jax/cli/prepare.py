@@ -40,6 +40,7 @@ def add(register: Register) -> None:
     prepare.add_argument("--embedding", choices=EMBEDDINGS, default="spectral",
                          help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
                               "musicnn: what a music tagger hears; nothing to download\n"
+                              "musicnn-spectral: both, side by side\n"
                               "imagebind: its audio tower, at the rate it was trained on\n"
                               "imagebind-reference: the same, fed 44.1 kHz as published")  # fmt: skip
     prepare.add_argument("--embedding-per", choices=("clip", "step"), default="clip",

@@ -1,7 +1,7 @@
 """A prepared corpus for training: who is held out, tasks, and batches on the device.
 
 `Corpus` (numpy, from `data_prep.shards`) says what there is. `folds` deals songs and people to training, validation and test; `windows`
-says which windows may be drawn; `tasks` draws annotators as tasks; `device` holds the arrays that a jitted step gathers from; `batches`
+says which windows may be drawn; `inputs` what features are like; `tasks` draws annotators as tasks; `device` holds the arrays that a jitted step gathers from; `batches`
 feeds steps from memory or from disk; `seen` keeps what a model was trained on.
 """
 
@@ -18,6 +18,7 @@ from dsaml_jax.corpus.folds import (
     identity,
     recordings,
 )
+from dsaml_jax.corpus.inputs import input_statistics
 from dsaml_jax.corpus.seen import Overlap, Seen, require_unseen, seen_in
 from dsaml_jax.corpus.tasks import (
     TaskBatch,
@@ -52,6 +53,7 @@ __all__ = [
     "gather_windows",
     "held_out",
     "identity",
+    "input_statistics",
     "labelled_windows",
     "pool_of",
     "recordings",

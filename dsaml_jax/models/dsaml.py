@@ -11,6 +11,7 @@ from dsaml_jax.base import ModelConfig, ModelOutput
 from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
 from dsaml_jax.models.layers import widened
+from dsaml_jax.models.levels import LevelHead, Standardizer
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch
 
@@ -24,6 +25,9 @@ class DSAML(nn.Module):
     `__call__` is :meth:`encode` followed by :meth:`predict`. Long songs call them apart: the front
     end once per half-second step, the rest once per window.
 
+    With `config.standardize` the inputs are standardised first, and with `config.level_width` a head of its own adds the level
+    of both curves; the published model has neither.
+
     Inputs are rounded to the dtype of `config.activations`, which every layer hands on; curves and
     attention are float32.
 
@@ -34,7 +38,7 @@ class DSAML(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        """Makes the four parts; Flax calls this."""
+        """Makes the parts; Flax calls this."""
         config = self.config
         self.spectrogram = SpectrogramBranch()
         self.adapter = ImageBindAdapter(
@@ -42,6 +46,10 @@ class DSAML(nn.Module):
         )
         self.encoder = DualScaleEncoder(config)
         self.predictor = SequencePredictor(config.width, config.dropout)
+        if config.standardize:
+            self.log_mel_input, self.embedding_input = Standardizer(), Standardizer()
+        if config.level_width:
+            self.level = LevelHead(config.level_width, config.level_dropout)
 
     def __call__(
         self,
@@ -76,6 +84,8 @@ class DSAML(nn.Module):
     ) -> jax.Array:
         """Front end: `[B, T, F, M]` to `[B, T, features]` (476 at 51 x 128)."""
         batch, steps, frames, bands = log_mel.shape
+        if self.config.standardize:
+            log_mel = self.log_mel_input(log_mel)
         features = self.spectrogram(
             self._rounded(log_mel).reshape(batch * steps, frames, bands),
             use_batch_statistics=train if batch_norm is None else batch_norm,
@@ -92,6 +102,8 @@ class DSAML(nn.Module):
         present: jax.Array | None = None,
     ) -> ModelOutput:
         """Everything behind the front end: `[B, T, features]` to curves and attention."""
+        if self.config.standardize:
+            global_embedding = self.embedding_input(global_embedding)
         fused = self.adapter(self._rounded(features), self._rounded(global_embedding))
         if self.config.contexts:
             scales, attention = self.encoder(fused, deterministic=not train, present=present)
@@ -103,6 +115,9 @@ class DSAML(nn.Module):
             attention = jnp.zeros(maps, summed.dtype)
         mixed = self._rounded(nn.sigmoid(summed))
         curves = self.predictor(mixed, deterministic=not train, present=present)
+        if self.config.level_width:
+            embedding = self._rounded(global_embedding)
+            curves = curves + self.level(embedding, deterministic=not train)
         return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1], attention=attention)
 
     def _rounded(self, x: jax.Array) -> jax.Array:

@@ -131,7 +131,7 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
         device=device,
         step=make_pdmer_step(model, config, optimizer, devices.everywhere, devices.count)
         if pdmer
-        else make_dmer_step(model, optimizer, devices.everywhere),
+        else make_dmer_step(model, config, optimizer, devices.everywhere),
         draw=drawing(config, pool, corpus, parts["train"], target),
         validate=_make_validation(model, config, corpus, device),
     )

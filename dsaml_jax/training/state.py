@@ -18,7 +18,9 @@ from dsaml_jax.adaptation import to_learned, to_variables
 from dsaml_jax.config import differences
 from dsaml_jax.corpus import (
     fold_of,
+    held_out,
     identity,
+    input_statistics,
     require_unseen,
 )
 from dsaml_jax.devices import is_first, largest, wait_for_others
@@ -91,6 +93,12 @@ def initial_state(setup: Setup) -> TrainState:
         )
     else:
         variables = jax.jit(lambda key: initial_variables(model, corpus.features, key))(key)
+        if config.model.standardize:
+            songs = held_out(corpus, fold_of(config.training))["train"].songs
+            for name, (mean, spread) in input_statistics(corpus, songs).items():
+                place = variables["batch_stats"].get(f"{name}_input")
+                if place is not None:  # a network of the user's own may have none
+                    place |= {"mean": mean, "spread": spread}
     learned = variables["params"]
     if config.training.task == "pdmer":  # rates that another run learned belonged to its algorithm
         learned = to_learned(config.meta, {"params": learned})

@@ -65,6 +65,7 @@ def step_key(seed: chex.Numeric, index: chex.Numeric) -> jax.Array:
 
 def make_dmer_step(
     model: nn.Module,
+    config: RunConfig,
     optimizer: optax.GradientTransformation,
     sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
@@ -79,7 +80,13 @@ def make_dmer_step(
         key: jax.Array,
     ) -> tuple[TrainState, Terms]:
         batch = gather_windows(corpus, windows.song, windows.window)
-        loss = query_loss(model, state.batch_stats, batch_norm=True)
+        loss = query_loss(
+            model,
+            state.batch_stats,
+            batch_norm=True,
+            squared_error_weight=config.training.squared_error_weight,
+            batch_ccc_weight=config.training.batch_ccc_weight,
+        )
         (_, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.learned, batch, key if dropout else None
         )
@@ -129,7 +136,8 @@ def make_pdmer_step(
             step=index,
             tasks_at_once=together,
         )
-        stats, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), (stats, terms))
+        # What is the same in all tasks stays the same to the bit.
+        stats, terms = jax.tree.map(lambda x: x[0] + jnp.mean(x - x[:1], axis=0), (stats, terms))
         return _update(optimizer, state, gradient, stats, terms)
 
     return _several(step, sharding)

@@ -1,0 +1,195 @@
+"""Learning how high curves lie: standardised inputs, the head for levels, and a CCC over the whole batch.
+
+Tolerances of 1e-5: float32 sums of a few hundred numbers of size 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_prep.shards import read_corpus
+from dsaml_jax import DSAML, ModelConfig, ModelOutput, UsageError
+from dsaml_jax.config import preset, with_settings
+from dsaml_jax.corpus import held_out, input_statistics
+from dsaml_jax.losses import dsaml_loss
+from dsaml_jax.models.levels import FARTHEST
+from dsaml_jax.runs import load_model
+from dsaml_jax.training import train
+from tests.conftest import SMALL_DMER, SMALL_MODEL
+from tests.test_metrics import reference
+
+CONFIG = ModelConfig(
+    width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0, max_position=16, embedding_width=6,
+    standardize=True, level_width=4,
+)  # fmt: skip
+LEVELS = ("model.standardize=true", "model.level_width=4", "training.batch_ccc_weight=1")
+
+
+@pytest.fixture(scope="module")
+def data():
+    random = np.random.RandomState(0)
+    mel = 3.0 + 2.0 * random.randn(2, 9, 5, 8).astype(np.float32)
+    return mel, 10.0 * random.randn(2, 1, 6).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables(data):
+    return jax.jit(DSAML(CONFIG).init)(jax.random.key(0), *data)
+
+
+@jax.jit
+def apply(variables, mel, embedding):
+    out = DSAML(CONFIG).apply(variables, mel, embedding)
+    return jnp.stack([out.arousal, out.valence], axis=-1)
+
+
+def with_inputs(variables, name, mean, spread):
+    stats = {**variables["batch_stats"], name: {"mean": jnp.asarray(mean), "spread": jnp.asarray(spread)}}  # fmt: skip
+    return {**variables, "batch_stats": stats}
+
+
+def test_units_of_the_inputs_do_not_matter(data, variables):
+    """Decibels or nepers, from 0 or from 100: where mean and spread follow, the curves are the same."""
+    mel, embedding = data
+    curves = apply(variables, mel, embedding)
+    moved = with_inputs(variables, "log_mel_input", np.full(8, 5.0, np.float32), np.full(8, 4.0, np.float32))  # fmt: skip
+    moved = with_inputs(moved, "embedding_input", np.full(6, -1.0, np.float32), np.full(6, 0.5, np.float32))  # fmt: skip
+    again = apply(moved, 4.0 * mel + 5.0, 0.5 * embedding - 1.0)
+    np.testing.assert_allclose(again, curves, atol=1e-5)
+    assert np.abs(apply(variables, 4.0 * mel + 5.0, embedding) - curves).max() > 1e-3
+
+
+def test_an_odd_song_counts_no_more_than_five_deviations(data, variables):
+    mel, embedding = data
+    far, farther = (np.full_like(embedding, x) for x in (FARTHEST, 1e6))
+    np.testing.assert_array_equal(apply(variables, mel, far), apply(variables, mel, farther))
+
+
+def test_the_head_moves_whole_curves(data, variables):
+    """One embedding a window: a constant is added. One a step: what each step's says."""
+    mel, embedding = data
+    bias = jax.tree.map(jnp.zeros_like, variables["params"]["level"])
+    silent = {**variables, "params": {**variables["params"], "level": bias}}
+    added = apply(variables, mel, embedding) - apply(silent, mel, embedding)
+    assert np.abs(added).max() > 1e-3
+    np.testing.assert_allclose(added, np.broadcast_to(added[:, :1], added.shape), atol=1e-5)
+    per_step = np.repeat(embedding, 9, axis=1)
+    np.testing.assert_allclose(apply(variables, mel, per_step), apply(variables, mel, embedding), atol=1e-5)  # fmt: skip
+
+
+def test_parts_apart_are_the_whole(data, variables):
+    mel, embedding = data
+    model = DSAML(CONFIG)
+    features = model.apply(variables, mel, method="encode")
+    out = model.apply(variables, features, embedding, method="predict")
+    np.testing.assert_allclose(out.arousal, apply(variables, mel, embedding)[..., 0], atol=1e-5)
+
+
+def test_the_published_model_has_neither():
+    defaults = ModelConfig()
+    assert not defaults.standardize and not defaults.level_width
+    published = preset("reference").training
+    assert published.squared_error_weight == published.batch_ccc_weight == 0.0
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.level_width=-1", "model.level_width=99999999", "model.level_dropout=1",
+                "training.batch_ccc_weight=-1", "training.squared_error_weight=nan"],
+)  # fmt: skip
+def test_settings_that_are_none(setting):
+    with pytest.raises(UsageError, match=setting.partition("=")[0]):
+        with_settings(preset("tiny"), [setting])
+
+
+def output(arousal, valence):
+    return ModelOutput(arousal=jnp.asarray(arousal), valence=jnp.asarray(valence))
+
+
+batch_loss = jax.jit(partial(dsaml_loss, config=ModelConfig(), batch_ccc_weight=2.0))
+
+
+def test_the_batch_is_one_curve():
+    random = np.random.RandomState(1)
+    prediction, target = random.randn(2, 2, 4, 7).astype(np.float32)
+    mask = random.rand(4, 7, 2) < 0.6
+    _, terms = batch_loss(output(*prediction), *jnp.asarray(target), mask=jnp.asarray(mask))
+    expected = np.mean(
+        [reference("ccc", prediction[i][mask[..., i]], target[i][mask[..., i]]) for i in range(2)]
+    )
+    assert terms["batch_ccc"] == pytest.approx(expected, abs=1e-5)
+    assert terms["total_loss"] == pytest.approx(
+        float(terms["score_loss"]) + 2.0 * (1.0 - expected), abs=1e-5
+    )
+
+
+def test_it_sees_which_song_lies_higher():
+    """Two songs whose levels are exchanged: what each curve does within itself is perfect, and the batch knows better."""
+    shape = np.sin(np.arange(8.0)).astype(np.float32)
+    low, high = 0.01 * shape - 0.5, 0.01 * shape + 0.5
+    target = np.stack([low, high])
+    _, right = batch_loss(output(target, target), target, target)
+    exchanged = target[::-1].copy()
+    _, wrong = batch_loss(output(exchanged, exchanged), target, target)
+    assert right["batch_ccc"] == pytest.approx(1.0, abs=1e-5) and wrong["batch_ccc"] < -0.9
+    assert wrong["arousal_pcc"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_dimension_without_labels_is_left_out():
+    prediction = np.random.RandomState(2).randn(2, 3, 5).astype(np.float32)
+    mask = np.stack([np.ones((3, 5), bool), np.zeros((3, 5), bool)], axis=-1)
+    _, terms = batch_loss(output(*prediction), *prediction, mask=jnp.asarray(mask))
+    assert terms["batch_ccc"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_statistics_are_those_of_training_and_stay(small_data, tmp_path):
+    """Over training from scratch, over meta-training from that, and in what is kept."""
+    corpus = read_corpus(small_data[1])
+    dmer = with_settings(preset("tiny"), [*SMALL_DMER, *LEVELS, "training.steps=2", "training.validate_every=2"])  # fmt: skip
+    train(dmer, corpus, tmp_path / "dmer")
+    begun = f"training.init_from={tmp_path / 'dmer'}"
+    pdmer = with_settings(preset("tiny"), [*SMALL_MODEL, *LEVELS[:2], begun, "training.steps=2", "training.validate_every=2"])  # fmt: skip
+    train(pdmer, corpus, tmp_path / "pdmer")
+    part = held_out(corpus)["train"]
+    steps = [np.arange(corpus.song_steps[song]) + corpus.song_start[song] for song in part.songs]
+    frames = corpus.log_mel[np.concatenate(steps)].astype(np.float64).reshape(-1, 32)
+    for run in ("dmer", "pdmer"):
+        kept = load_model(tmp_path / run).variables["batch_stats"]
+        np.testing.assert_allclose(kept["log_mel_input"]["mean"], frames.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(kept["log_mel_input"]["spread"], frames.std(axis=0), rtol=1e-5)
+        assert kept["embedding_input"]["spread"].shape == (256,)
+    both = (load_model(tmp_path / run).variables["batch_stats"] for run in ("dmer", "pdmer"))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *({name: stats[name] for name in ("log_mel_input", "embedding_input")} for stats in both),
+    )
+
+
+def test_an_input_that_never_moves_is_no_division_by_zero(small_data):
+    corpus = read_corpus(small_data[1])
+    constant = dataclasses.replace(corpus, store=_Constant(corpus))
+    for mean, spread in input_statistics(constant, np.arange(3)).values():
+        np.testing.assert_array_equal(mean, 2.0)
+        np.testing.assert_array_equal(spread, 1.0)
+
+
+class _Constant:
+    """Features that are 2 everywhere."""
+
+    def __init__(self, corpus):
+        self.corpus = corpus
+
+    def read(self, songs):
+        config = self.corpus.features
+        return [
+            (
+                np.full((self.corpus.song_steps[song], config.frames, config.mel_bands), 2.0),
+                np.full((self.corpus.window_count[song], config.embedding_width), 2.0),
+            )
+            for song in songs
+        ]
