@@ -10,6 +10,14 @@ ABLATIONS = {
     "BiLSTM without attention": ("model.use_local=false", "model.use_global=false"),
 }
 
+LEVELS = (
+    "model.standardize=true", "model.level_width=128", "training.squared_error_weight=8", "training.batch_songs=64",
+    "training.choose_by=rmse",
+)  # fmt: skip
+"""What `--preset levels` has and `--preset tiny` has not."""
+
+EMBEDDINGS = {"spectral": ("spectral",), "musicnn": ("musicnn",), "both": ("musicnn", "spectral")}
+
 WHOLE = "whole model"
 """Learns the corpus's own mean curves, which `DMER` of the other experiments may not: people are held out there."""
 
@@ -24,14 +32,23 @@ def experiment() -> Experiment:
     """
     trainings = {WHOLE: Training("dmer")}
     trainings |= {name: Training("dmer", settings) for name, settings in ABLATIONS.items()}
-    rows = {"constant": Method("constant"), "ridge on spectral statistics": Method("ridge")}
+    trainings["with levels"] = Training("dmer", LEVELS)
+    rows = {"constant": Method("constant")}
+    for name, parts in EMBEDDINGS.items():
+        rows[f"ridge on {name}"] = Method("ridge", features=parts)
+        rows[f"support vectors on {name}"] = Method("svr", features=parts)
     rows |= {name: Method("unadapted", name) for name in reversed(ABLATIONS)}
     return Experiment(
         title="DMER: mean curves",
         claim="The whole model against its ablations and two baselines, on unseen songs.",
         task="dmer",
         trainings=trainings,
-        methods=rows | {"DMER": Method("unadapted", WHOLE)},
+        methods=rows
+        | {
+            "DMER": Method("unadapted", WHOLE),
+            "DMER with levels": Method("unadapted", "with levels"),
+        },
         against="DMER",
+        subjects=("DMER with levels",),
         figures=("learning", "attention", "spread"),
     )

@@ -10,7 +10,7 @@ ALGORITHMS = {
     "ANIL": (*HEAD, "meta.algorithm=anil"),
     "BOIL": (*HEAD, "meta.algorithm=boil", "meta.learning_rate=1e-3"),
     "Reptile": (*PREDICTOR, "meta.algorithm=reptile"),
-    "Meta-SGD": (*PREDICTOR, "meta.algorithm=meta-sgd"),
+    "Meta-SGD, predictor": (*PREDICTOR, "meta.algorithm=meta-sgd"),
     "MAML++": (*PREDICTOR, "meta.algorithm=maml++"),
     "iMAML": (*PREDICTOR, "meta.algorithm=imaml"),
 }

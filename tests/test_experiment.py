@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -15,15 +16,16 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.corpus import OWN_SPLIT, held_out
-from dsaml_jax.evaluation import COLUMNS, agreed_trial, mean_scores
+from dsaml_jax.evaluation import COLUMNS, agreed_trial, level_errors, mean_scores
 from dsaml_jax.evaluation.scores import unit_means
 from dsaml_jax.experiment import Experiment, Judged, Method, Runner, Training
 from dsaml_jax.experiment.base import Outcome
-from dsaml_jax.experiment.ridge import ridge_curves
+from dsaml_jax.experiment.regression import regression_curves
 from dsaml_jax.experiment.scales import FULL, QUICK, STANDARD
 from dsaml_jax.experiment.tables import (
     difference,
     differences_table,
+    levels_table,
     over_seeds,
     over_songs,
     pairs,
@@ -138,22 +140,61 @@ def test_every_experiment_is_well_formed(small_data, tmp_path, name, scale):
         if training.as_long_as is None:
             assert runner.config(key, 0).training.task == training.task
     for method in experiment.methods.values():
-        assert (method.kind in ("constant", "support mean", "others", "ridge")) == (
+        assert (method.kind in ("constant", "support mean", "others", "ridge", "svr")) == (
             not method.training
         )
         assert not method.training or method.training in seen
     assert not list(tmp_path.iterdir())
 
 
-def test_ridge_beats_the_constant(small_data):
+def test_experiments_share_a_folder():
+    """Trainings of one name are one: models are found by it, also those that another experiment has trained."""
+    found: dict[str, Training] = {}
+    for name in NAMES.values():
+        experiment = importlib.import_module(f"experiments.{name}").experiment()
+        for training, made in experiment.trainings.items():
+            assert found.setdefault(training, made) == made, training
+
+
+def test_explained_variance_by_hand():
+    """Four songs, a constant that is off by 1, 1, 1, 3; a model off by half as much, and one that is as bad."""
+    labels = [{"annotator": "", "support": "", "song": name} for name in "abcd"]
+    off = np.array([1.0, -1.0, 1.0, -3.0])
+    judged = {
+        name: [Judged(labels, dict.fromkeys(COLUMNS, off) | {"arousal_level": share * off})]
+        for name, share in (("constant", 1.0), ("half", 0.5), ("same", 1.0))
+    }
+    experiment = Experiment("t", "", "dmer", {}, {name: Method("constant") for name in judged}, "half")  # fmt: skip
+    table = levels_table(Outcome(experiment, "clean", judged, {}))
+    assert table.header == ("method", "arousal R²", "minus half")
+    assert [row[1] for row in table.rows] == ["0.000", "0.750", "0.000"]
+    assert table.rows[1][2] == "" and table.rows[2][2].startswith("-0.750 [")
+    without = {name: [Judged(labels, dict.fromkeys(COLUMNS, off))] for name in judged}
+    assert levels_table(Outcome(experiment, "clean", without, {})) is None
+
+
+def test_a_level_is_judged_where_it_is_labelled():
+    truth = np.full((2, 4, 2), np.nan)
+    truth[0, 1:3, 0] = [0.1, 0.3]
+    predicted = np.full((2, 4, 2), 0.5)
+    predicted[0, 2, 0] = 7.0  # beyond the scale
+    assert level_errors(predicted, truth) == {"arousal_level": pytest.approx([0.55])}
+
+
+@pytest.mark.parametrize("regressor", ["ridge", "svr"])
+def test_regressors_beat_the_constant(small_data, regressor):
     corpus = read_corpus(small_data[1])
     trial, validation = agreed_trial(corpus, "test"), agreed_trial(corpus, "validation")
-    curves = ridge_curves(trial, validation)
+
+    def predicted():
+        return regression_curves(trial, validation, regressor=regressor, features=("spectral",))
+
+    curves = predicted()
     constant = np.broadcast_to(trial.constant, trial.truth.shape)
     assert mean_scores(curves, trial.truth)["score"] > mean_scores(constant, trial.truth)["score"]
     # Nothing of the test songs is learned from.
     corpus.mean[np.isin(np.repeat(np.arange(30), corpus.song_steps), trial.songs)] += 0.5
-    np.testing.assert_array_equal(ridge_curves(trial, validation), curves)
+    np.testing.assert_array_equal(predicted(), curves)
 
 
 SETTINGS = [f"--set={setting}" for setting in SMALL_MODEL]

@@ -19,7 +19,7 @@ from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import held_out, input_statistics
 from dsaml_jax.losses import dsaml_loss
 from dsaml_jax.models.levels import FARTHEST
-from dsaml_jax.runs import load_model
+from dsaml_jax.runs import load_model, read_metrics
 from dsaml_jax.training import train
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 from tests.test_metrics import reference
@@ -193,3 +193,12 @@ class _Constant:
             )
             for song in songs
         ]
+
+
+def test_the_best_checkpoint_may_be_that_of_the_least_error(small_data, tmp_path):
+    config = with_settings(preset("tiny"), [*SMALL_DMER, "training.steps=4", "training.validate_every=2", "training.choose_by=rmse"])  # fmt: skip
+    train(config, read_corpus(small_data[1]), tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if line["kind"] == "validation"]
+    for line in lines:
+        assert line["score"] == pytest.approx(1 - (line["arousal_rmse"] + line["valence_rmse"]) / 2)
+    assert load_model(tmp_path / "run").step == max(lines, key=lambda line: line["score"])["step"]

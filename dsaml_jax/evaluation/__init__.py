@@ -32,10 +32,12 @@ from dsaml_jax.evaluation.evaluating import (
 from dsaml_jax.evaluation.methods import adapted, curves_of_songs
 from dsaml_jax.evaluation.scores import (
     COLUMNS,
+    LEVELS,
     METRICS,
     Scores,
     better_when,
     dimensions_of,
+    level_errors,
     mean_scores,
     score_curves,
 )
@@ -52,6 +54,7 @@ from dsaml_jax.evaluation.trials import (
 
 __all__ = [
     "COLUMNS",
+    "LEVELS",
     "FINE_TUNING",
     "METRICS",
     "OFFSETS",
@@ -74,6 +77,7 @@ __all__ = [
     "dimensions_of",
     "evaluate",
     "fitting",
+    "level_errors",
     "keep_evaluation",
     "listener_judging",
     "listener_trial",

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.base import DIMENSIONS
+from data_prep.curves import labelled_mean
 from dsaml_jax import metrics
 
 METRICS = ("rmse", "pcc", "ccc")
 COLUMNS = tuple(f"{dimension}_{metric}" for dimension in DIMENSIONS for metric in METRICS)
 
+LEVELS = tuple(f"{dimension}_level" for dimension in DIMENSIONS)
+
 Scores = dict[str, np.ndarray]
 """Column -> the metric of each labelled curve of a trial, `[k]` float64: NaN where the curve is not labelled in the
-column's dimension. A dimension that nothing is labelled in has no columns."""
+column's dimension. A dimension that nothing is labelled in has no columns. Of mean curves also :data:`LEVELS`."""
 
 
 Unit = tuple[str, str]
@@ -61,6 +64,21 @@ def score_curves(predicted: np.ndarray, truth: np.ndarray) -> Scores:
         if known[:, i].any()
         for name in METRICS
     }
+
+
+def level_errors(predicted: np.ndarray, truth: np.ndarray) -> Scores:
+    """How much too high each labelled curve lies: the mean of prediction minus truth over its labelled steps.
+
+    Args:
+      predicted: `[..., n, 2]`, clipped as in :func:`score_curves`.
+      truth: `[..., n, 2]`, NaN where unlabelled.
+
+    Returns:
+      the columns :data:`LEVELS` of the labelled dimensions.
+    """
+    kept = labelled(truth)
+    errors = labelled_mean(np.clip(predicted, -1.0, 1.0)[kept] - truth[kept], axis=-2)  # [k, 2]
+    return {name: errors[:, i].astype(np.float64) for i, name in enumerate(LEVELS) if np.isfinite(errors[:, i]).any()}  # fmt: skip
 
 
 def unit_means(units: Sequence[Unit], values: np.ndarray) -> tuple[list[str], np.ndarray]:

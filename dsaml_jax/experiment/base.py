@@ -8,11 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from dsaml_jax.evaluation import COLUMNS, Protocol, Scores, Settings
+from dsaml_jax.evaluation import COLUMNS, LEVELS, Protocol, Scores, Settings
 
 Task = Literal["dmer", "pdmer"]
 Kind = Literal[
-    "constant", "support mean", "others", "ridge", "unadapted", "offset", "affine", "adapted"
+    "constant", "support mean", "others", "ridge", "svr", "unadapted", "offset", "affine", "adapted"
 ]
 
 
@@ -69,12 +69,13 @@ class Method:
     """A row of the table.
 
     Attributes:
-      kind: see :mod:`dsaml_jax.evaluation.methods` and :mod:`dsaml_jax.experiment.ridge`.
+      kind: see :mod:`dsaml_jax.evaluation.methods` and :mod:`dsaml_jax.experiment.regression`.
       training: the model, for kinds that have one.
       settings: of adaptation, on top of those the model was trained with.
       choices: settings to choose from on the validation part, by the score of the loss; empty: no choice. Of the
         kinds `offset` and `others`: :data:`dsaml_jax.evaluation.choosing.OFFSETS`.
       shots: support songs.
+      features: parts of the embedding that a regressor reads; where the corpus lacks one there is no such row.
     """
 
     kind: Kind
@@ -82,6 +83,7 @@ class Method:
     settings: Settings = ()
     choices: tuple[Settings, ...] = ()
     shots: int = 1
+    features: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Judged:
 
 def pooled(folds: Sequence[Judged]) -> Judged:
     """The curves of all folds, one after the other; of what was chosen, that of the first fold."""
-    columns = [name for name in COLUMNS if any(name in one.scores for one in folds)]
+    columns = [name for name in COLUMNS + LEVELS if any(name in one.scores for one in folds)]
     together = {
         name: np.concatenate(
             [one.scores.get(name, np.full(len(one.labels), np.nan)) for one in folds]

@@ -15,6 +15,7 @@ from dsaml_jax.experiment.running import Runner
 from dsaml_jax.experiment.tables import (
     averaged,
     differences_table,
+    levels_table,
     pairs,
     scores_table,
     songs_table,
@@ -68,6 +69,10 @@ def _of_protocol(outcome: Outcome) -> list[str]:
         f"Mean over {unit}s, each the mean of {'their songs' if unit == 'annotator' else 'its curves'}{spread}.",
         "",
     ]
+    levels = levels_table(outcome)
+    if levels is not None:
+        lines += ["Levels: how much of the variance between songs each explains (R² of the mean of a curve; 1 minus the squared error over that of the constant), and minus that of the model all are compared to, with 95 % intervals over songs" + (" and seeds" if seeds > 1 else "") + ":", ""]  # fmt: skip
+        lines += [to_markdown(levels), ""]
     if unit == "annotator":
         lines += ["Beside it, with every song of every annotator counting the same, so that who rated more counts for more:", ""]  # fmt: skip
         lines += [to_markdown(songs_table(outcome)), ""]

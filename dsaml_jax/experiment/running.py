@@ -20,6 +20,7 @@ from dsaml_jax.corpus import OWN_SPLIT, Fold, identity
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation import (
     COLUMNS,
+    LEVELS,
     VALIDATION_SUPPORTS,
     Judging,
     PartName,
@@ -30,6 +31,7 @@ from dsaml_jax.evaluation import (
     agreed_trial,
     best_of,
     fitting,
+    level_errors,
     listener_judging,
     listener_trial,
     methods,
@@ -37,7 +39,7 @@ from dsaml_jax.evaluation import (
     share_of,
 )
 from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
-from dsaml_jax.experiment.ridge import ridge_curves
+from dsaml_jax.experiment.regression import regression_curves
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import commit, environment
 from dsaml_jax.runs import LoadedModel, load_model, read_status, weights_digest
@@ -80,6 +82,9 @@ class Runner:
         Raises:
           UsageError: settings that are none, or a corpus without annotators for a PDMER experiment.
         """
+        parts = corpus.features.embedding_parts.keys()
+        methods = {name: method for name, method in experiment.methods.items() if parts >= set(method.features)}  # fmt: skip
+        experiment = dataclasses.replace(experiment, methods=methods)
         self.experiment, self.scale, self.corpus, self.out = experiment, scale, corpus, out
         self.folder = out / name
         self.seeds, self.settings, self.folds = seeds, settings, tuple(folds)
@@ -251,15 +256,15 @@ class Runner:
         if path.is_file():
             with np.load(path) as stored:
                 if str(stored["made_of"]) == made_of:
-                    columns = {column: stored[column] for column in COLUMNS if column in stored}
+                    columns = {name: stored[name] for name in COLUMNS + LEVELS if name in stored}
                     return Judged(trial.labels(), columns, tuple(stored["chosen"].tolist()))
         self.console.say(f"[seed {seed}] judging: {name}")
         chosen = self._choose(method, protocol, model, seed, fold) if method.choices else ()
-        judged = Judged(
-            trial.labels(),
-            score_curves(self.predict(trial, method, model, chosen), trial.truth),
-            chosen,
-        )
+        predicted = self.predict(trial, method, model, chosen)
+        scores = score_curves(predicted, trial.truth)
+        if self.experiment.task == "dmer":
+            scores |= level_errors(predicted, trial.truth)
+        judged = Judged(trial.labels(), scores, chosen)
         with replacing(path) as temporary, temporary.open("wb") as file:
             named: dict[str, Any] = {"made_of": made_of, "chosen": np.array(chosen, dtype=str)}
             np.savez_compressed(file, **(named | judged.scores))
@@ -309,8 +314,11 @@ class Runner:
             return methods.support_mean(trial)
         if method.kind == "others":
             return methods.others(trial, share_of(chosen) if chosen else 0.0)
-        if method.kind == "ridge":
-            return ridge_curves(trial, self.trial("validation", "clean", 1, trial.judging.fold))
+        if method.kind in ("ridge", "svr"):
+            validation = self.trial("validation", "clean", 1, trial.judging.fold)
+            return regression_curves(
+                trial, validation, regressor=method.kind, features=method.features
+            )
         assert model is not None
         if method.kind == "adapted":
             config = self.meta_config(model, (*method.settings, *chosen))

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.base import csv_text, plain_cell, replacing
 from data_prep.curves import labelled_mean
-from dsaml_jax.evaluation import METRICS, Scores, better_when, dimensions_of
+from dsaml_jax.evaluation import COLUMNS, LEVELS, METRICS, Scores, better_when, dimensions_of
 from dsaml_jax.experiment.base import Judged, Outcome
 from dsaml_jax.experiment.statistics import Difference, paired_difference
 
@@ -27,7 +27,8 @@ def all_columns(scores: Scores) -> Scores:
 
 def columns_of(outcome: Outcome) -> tuple[str, ...]:
     """Columns of the dimensions that there are labels for."""
-    return tuple(next(iter(outcome.judged.values()))[0].scores)
+    there = next(iter(outcome.judged.values()))[0].scores
+    return tuple(column for column in COLUMNS if column in there)
 
 
 def averaged(outcome: Outcome) -> str:
@@ -178,6 +179,51 @@ def differences_table(outcome: Outcome, compared: dict[str, tuple[str, str]]) ->
     return Table(tuple(header), tuple(rows), frozenset(marked))
 
 
+def levels_table(outcome: Outcome) -> Table | None:
+    """How much of the variance of songs' levels each method explains; None where that is not asked.
+
+    R² is 1 minus the squared error of the level over that of the constant, which knows the mean of training.
+    """
+    known = outcome.judged.get("constant")
+    columns = [column for column in LEVELS if known and column in known[0].scores]
+    if not known or not columns:
+        return None
+    header = ["method"]
+    for column in columns:
+        dimension = column.partition("_")[0]
+        header += [f"{dimension} R²", f"minus {outcome.experiment.against}"]
+    explained: dict[
+        tuple[str, str], np.ndarray
+    ] = {}  # [seeds, songs, 1]: the mean over songs is R²
+    for column in columns:
+        _, variance = score_table(_squared(known, column), column, "song")
+        for name, judged in outcome.judged.items():
+            _, error = score_table(_squared(judged, column), column, "song")
+            explained[name, column] = 1.0 - error / variance.mean()
+    rows, marked = [], set()
+    for number, name in enumerate(outcome.judged):
+        cells = [name]
+        for column in columns:
+            ours, theirs = explained[name, column], explained[outcome.experiment.against, column]
+            cells.append(f"{ours.mean():.3f}")
+            if name == outcome.experiment.against:
+                cells.append("")
+                continue
+            one = paired_difference(ours, theirs, lower_is_better=False, comparisons=(len(outcome.judged) - 1) * len(columns))  # fmt: skip
+            if one.verdict == "better":
+                marked.add((number, len(cells)))
+            cells.append(f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]")
+        rows.append(tuple(cells))
+    return Table(tuple(header), tuple(rows), frozenset(marked))
+
+
+def _squared(judged: Sequence[Judged], column: str) -> list[Judged]:
+    return [
+        dataclasses.replace(one, scores=one.scores | {column: one.scores[column] ** 2})
+        for one in judged
+    ]
+
+
 def to_markdown(table: Table) -> str:
     """A table for a page; marked cells are bold."""
     lines = ["| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
@@ -229,7 +275,8 @@ def write_tables(outcome: Outcome, folder: Path) -> None:
     _write(folder / "table.tex", "\n".join(tables))
     units = ["annotator", "song"] if unit_of(outcome) == "annotator" else ["song"]
     for unit in units:
-        _write(folder / f"per_{unit}.csv", csv_text(("method", "seed", unit, *columns_of(outcome)), _per_unit(outcome, unit)))  # fmt: skip
+        columns = [*columns_of(outcome), *(x for x in LEVELS if x in next(iter(outcome.judged.values()))[0].scores)]  # fmt: skip
+        _write(folder / f"per_{unit}.csv", csv_text(("method", "seed", unit, *columns), _per_unit(outcome, unit, columns)))  # fmt: skip
 
 
 _CSV_HEADER = ("method", "column", "mean", "sd_over_seeds", "mean_over_songs", "minus", "difference", "low", "high", "better", "worse")  # fmt: skip
@@ -249,12 +296,12 @@ def _csv_rows(outcome: Outcome) -> Iterable[tuple[object, ...]]:
                 yield ours, column, "", "", "", theirs, *numbers, one.better, one.worse
 
 
-def _per_unit(outcome: Outcome, unit: str) -> Iterable[tuple[object, ...]]:
+def _per_unit(outcome: Outcome, unit: str, columns: Sequence[str]) -> Iterable[tuple[object, ...]]:
     for method, judged in outcome.judged.items():
         for seed, one in enumerate(judged):
-            columns = {column: unit_scores([one], column, unit) for column in columns_of(outcome)}
-            for name in sorted({name for values in columns.values() for name in values}):
-                values = (f"{x[name]:.6f}" if name in x else "" for x in columns.values())
+            found = {column: unit_scores([one], column, unit) for column in columns}
+            for name in sorted({name for values in found.values() for name in values}):
+                values = (f"{x[name]:.6f}" if name in x else "" for x in found.values())
                 yield method, seed, plain_cell(name), *values
 
 

@@ -11,7 +11,7 @@ from dsaml_jax.base import ModelConfig, ModelOutput
 from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
 from dsaml_jax.models.layers import widened
-from dsaml_jax.models.levels import LevelHead, Standardizer
+from dsaml_jax.models.levels import LevelHead, Standardizer, centred
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch
 
@@ -25,8 +25,9 @@ class DSAML(nn.Module):
     `__call__` is :meth:`encode` followed by :meth:`predict`. Long songs call them apart: the front
     end once per half-second step, the rest once per window.
 
-    With `config.standardize` the inputs are standardised first, and with `config.level_width` a head of its own adds the level
-    of both curves; the published model has neither.
+    With `config.standardize` the inputs are standardised first. With `config.level_width` a head of its own says the level of
+    both curves, and all that is described here only how they move: as many parameters as this has learn the level of every
+    song of training by heart. The published model has neither.
 
     Inputs are rounded to the dtype of `config.activations`, which every layer hands on; curves and
     attention are float32.
@@ -116,8 +117,8 @@ class DSAML(nn.Module):
         mixed = self._rounded(nn.sigmoid(summed))
         curves = self.predictor(mixed, deterministic=not train, present=present)
         if self.config.level_width:
-            embedding = self._rounded(global_embedding)
-            curves = curves + self.level(embedding, deterministic=not train)
+            level = self.level(self._rounded(global_embedding), deterministic=not train)
+            curves = centred(curves, present) + level
         return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1], attention=attention)
 
     def _rounded(self, x: jax.Array) -> jax.Array:

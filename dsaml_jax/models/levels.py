@@ -46,3 +46,12 @@ class LevelHead(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         hidden = nn.relu(Linear(self.width, name="hidden")(drop(embedding)))
         return Linear(2, name="out")(widened(drop(hidden)))
+
+
+def centred(curves: jax.Array, present: jax.Array | None) -> jax.Array:
+    """`[B, T, 2]` less each curve's mean over the steps that are present: how it moves, without its level."""
+    if present is None:
+        return curves - curves.mean(axis=1, keepdims=True)
+    weights = present[..., None].astype(curves.dtype)
+    total = jnp.sum(curves * weights, axis=1, keepdims=True)
+    return curves - total / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1.0)

@@ -211,17 +211,25 @@ def _make_validation(
     """A function from variables to mean scores on the validation part, in eval mode."""
     fold = fold_of(config.training)
     if config.training.task == "dmer":
-        agreed = agreed_trial(corpus, "validation", device, fold=fold)
-        return lambda variables: mean_scores(
-            curves_of_songs(agreed, model, variables).of(agreed.song), agreed.truth
+        trial, people = agreed_trial(corpus, "validation", device, fold=fold), None
+    else:
+        trial = listener_trial(
+            corpus, "validation", **_validation_tasks(config), device=device, fold=fold
         )
-    trial = listener_trial(
-        corpus, "validation", **_validation_tasks(config), device=device, fold=fold
-    )
-    people = trial.units()
-    return lambda variables: mean_scores(
-        adapted(trial, model, config.meta, variables), trial.truth, people
-    )
+        people = trial.units()
+
+    def validate(variables: dict[str, Any]) -> dict[str, float]:
+        if config.training.task == "dmer":
+            predicted = curves_of_songs(trial, model, variables).of(trial.song)
+        else:
+            predicted = adapted(trial, model, config.meta, variables)
+        scores = mean_scores(predicted, trial.truth, people)
+        if config.training.choose_by == "rmse":
+            errors = [value for name, value in scores.items() if name.endswith("_rmse")]
+            scores["score"] = 1.0 - sum(errors) / len(errors)
+        return scores
+
+    return validate
 
 
 def _require_songs(parts: dict[str, Part]) -> None:
