@@ -126,7 +126,8 @@ class TrainingConfig:
       init_from: work directory of a run to start from (its best checkpoint); empty for none.
       protocol: `clean`: people and songs are held out; `reference`, as published: songs alone. So DMER learns the mean of
         the people who are not held out, or the corpus's own mean curve; PDMER begins from a DMER run of the first kind.
-      folds, song_folds, fold: who is held out, see :class:`dsaml_jax.corpus.Fold`; 0 folds: the corpus's own split.
+      folds, song_folds, fold: who is held out, see :class:`dsaml_jax.corpus.Fold`; 0 folds: the corpus's own split; 1:
+        nothing and nobody, for a model to pass on: the last checkpoint is kept.
     """
 
     task: Literal["dmer", "pdmer"] = "pdmer"
@@ -244,7 +245,15 @@ PRESETS: dict[str, RunConfig] = {
 PRESETS["levels"] = dataclasses.replace(
     PRESETS["tiny"],
     model=dataclasses.replace(PRESETS["tiny"].model, standardize=True, level_width=128),
-    meta=dataclasses.replace(PRESETS["tiny"].meta, adapts="level/out/bias"),
+    # One step that takes the mean error away, gone a share of the way: what one song of a person tells of another.
+    meta=dataclasses.replace(
+        PRESETS["tiny"].meta,
+        algorithm="fomaml",
+        steps=1,
+        learning_rate=0.5,
+        strength=0.3,
+        adapts="level/out/bias",
+    ),
     training=dataclasses.replace(
         PRESETS["tiny"].training, batch_songs=64, squared_error_weight=8.0, choose_by="rmse"
     ),

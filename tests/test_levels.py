@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from data_prep.shards import read_corpus
-from dsaml_jax import DSAML, ModelConfig, ModelOutput, UsageError
+from dsaml_jax import DSAML, ModelConfig, ModelOutput, UsageError, evaluate
+from dsaml_jax.adaptation import adapt_to_listener
+from dsaml_jax.base import SongBatch
 from dsaml_jax.config import preset, with_settings
-from dsaml_jax.corpus import held_out, input_statistics
+from dsaml_jax.corpus import Fold, held_out, input_statistics
 from dsaml_jax.losses import dsaml_loss
 from dsaml_jax.models.levels import FARTHEST
+from dsaml_jax.progress import Console
 from dsaml_jax.runs import load_model, read_metrics
 from dsaml_jax.training import train
 from tests.conftest import SMALL_DMER, SMALL_MODEL
@@ -202,3 +205,35 @@ def test_the_best_checkpoint_may_be_that_of_the_least_error(small_data, tmp_path
     for line in lines:
         assert line["score"] == pytest.approx(1 - (line["arousal_rmse"] + line["valence_rmse"]) / 2)
     assert load_model(tmp_path / "run").step == max(lines, key=lambda line: line["score"])["step"]
+
+
+def test_nothing_is_held_out_of_a_model_to_pass_on(small_data, tmp_path, capsys):
+    corpus = read_corpus(small_data[1])
+    fold = Fold(1)
+    assert len(held_out(corpus, fold)["train"].songs) == len(corpus.song_ids)
+    assert len(held_out(corpus, fold)["train"].ratings) == len(corpus.rating_song)
+    settings = [*SMALL_DMER, "training.folds=1", "training.steps=4", "training.validate_every=2"]
+    train(with_settings(preset("levels"), settings), corpus, tmp_path / "run", Console())
+    assert load_model(tmp_path / "run").step == 4
+    assert "nothing and nobody is held out" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").is_file()
+    with pytest.raises(UsageError, match="no song|no test|has no"):
+        evaluate(load_model(tmp_path / "run"), corpus)
+
+
+def test_adapting_by_the_preset_is_a_share_of_the_mean_error(data):
+    """All the way, it takes the mean error of the song away, in each dimension by itself."""
+    config = preset("levels")
+    mel, embedding = data
+    model = DSAML(CONFIG)
+    known = jax.jit(model.init)(jax.random.key(1), *data)
+    labelled = np.random.RandomState(3).rand(2, 9, 2) < 0.7
+    labels = np.random.RandomState(4).uniform(-1, 1, (2, 9, 2)).astype(np.float32)
+    batch = SongBatch(mel, embedding, labels[..., 0], labels[..., 1], np.ones((2, 9), bool), labelled)  # fmt: skip
+    before = apply(known, mel, embedding)
+    for strength in (1.0, config.meta.strength):
+        meta = dataclasses.replace(config.meta, strength=strength)
+        after = apply(adapt_to_listener(model, meta, known, batch), mel, embedding)
+        for i in range(2):
+            error = np.mean((labels - before)[..., i][labelled[..., i]])
+            np.testing.assert_allclose((after - before)[..., i], strength * error, atol=1e-5)

@@ -49,6 +49,8 @@ class Fold:
     def __str__(self) -> str:
         if not self.folds:
             return "the corpus's own split" + (" of songs, nobody held out" * self.everyone)
+        if self.folds == 1:
+            return "nothing held out"
         if self.everyone:
             return (
                 f"fold {self.fold} of {self.song_folds or self.folds} of the songs, nobody held out"
@@ -135,6 +137,8 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     if not fold.folds:
         people = deal(corpus.annotator_ids, validation=validation, test=test)
         return corpus.split, np.array([people[x] for x in corpus.annotator_ids], dtype="<U10")
+    if fold.folds == 1:
+        return np.full(len(corpus.song_ids), "train"), np.full(len(corpus.annotator_ids), "train")
     song_folds = fold.song_folds or fold.folds
     if not 0 <= fold.fold < fold.folds:
         raise UsageError(

@@ -95,7 +95,7 @@ def train(
                 raise
         log.finished(total)
         wait_for_others("the last checkpoint is there")
-        return _result(workdir, store, console)
+        return _result(setup, store, console)
 
 
 class _Loop:
@@ -194,10 +194,14 @@ class _Loop:
         self.log.state("validating", self.step)
         variables = to_variables(self.state.learned, self.state.batch_stats)
         scores = self.setup.validate(variables)
-        if not math.isfinite(scores["score"]):
+        score = scores.get(
+            "score", float(self.step)
+        )  # where nothing is held out the latest is the best
+        if not math.isfinite(score):
             raise UsageError(f"the validation score is not finite after step {self.step}")
-        self.log.numbers("validation", self.step, scores)
-        self.store.save(self.step, variables, scores["score"], {"optimizer": self.state.optimizer})
+        if scores:
+            self.log.numbers("validation", self.step, scores)
+        self.store.save(self.step, variables, score, {"optimizer": self.state.optimizer})
         forget_interruption(self.setup.workdir)
         self.log.state("training", self.step)
 
@@ -227,13 +231,14 @@ def _how_long(seconds: float, steps: int) -> str:
     return f"{seconds:.3g} s a step: the {steps:,} that are left take about {duration(seconds * steps)}"
 
 
-def _result(workdir: Path, store: CheckpointStore, console: Console) -> dict[str, float]:
+def _result(setup: Setup, store: CheckpointStore, console: Console) -> dict[str, float]:
     """Of a run that has taken all its steps; with the report, if that is still missing."""
     best = store.best_step()
     assert best is not None
     score = store.score(best)
-    _report(workdir, console)
-    console.say(f"best validation score {score:.3f} at step {best}")
+    _report(setup.workdir, console)
+    judged = setup.config.training.folds != 1
+    console.say(f"best validation score {score:.3f} at step {best}" if judged else f"kept: step {best}")  # fmt: skip
     return {"best_step": float(best), "best_score": score}
 
 

@@ -74,7 +74,7 @@ class Setup:
       device: features and labels there; of a streamed corpus those of the validation.
       step: one dispatch.
       draw: what a step is about, by its number.
-      validate: mean scores of variables on the validation part, in eval mode.
+      validate: mean scores of variables on the validation part, in eval mode; none where nothing is held out.
     """
 
     config: RunConfig
@@ -107,7 +107,7 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
         seen=seen_in(corpus, parts) | _seen_before(workdir, config),
     )
     require_ours(workdir, info)
-    _require_songs(parts)
+    _require_songs(parts, ("train",) if config.training.folds == 1 else ("train", "validation"))
     for said in judging_lines(corpus, config):
         console.say(said)
     target = consensus_target(corpus, parts["train"])
@@ -154,6 +154,10 @@ def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
       UsageError: nothing can be judged, and the mend.
     """
     fold, shots = fold_of(config.training), config.meta.support_songs
+    if fold.folds == 1:
+        return [
+            "nothing and nobody is held out: the last checkpoint is kept, and nothing is judged"
+        ]
     lines = []
     for part in ("validation", "test"):
         if config.training.task == "dmer":
@@ -197,7 +201,7 @@ LARGE = 3_000_000
 def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) -> np.ndarray:
     """Whose features a validation needs: of PDMER also those that are adapted to."""
     songs = parts["validation"].songs
-    if config.training.task == "dmer":
+    if config.training.task == "dmer" or not len(songs):
         return songs
     _, asked = listener_judging(
         corpus, "validation", **_validation_tasks(config), fold=fold_of(config.training)
@@ -208,8 +212,10 @@ def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) 
 def _make_validation(
     model: nn.Module, config: RunConfig, corpus: Corpus, device: DeviceCorpus
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
-    """A function from variables to mean scores on the validation part, in eval mode."""
+    """A function from variables to mean scores on the validation part, in eval mode; to none where nothing is held out."""
     fold = fold_of(config.training)
+    if fold.folds == 1:
+        return lambda variables: {}
     if config.training.task == "dmer":
         trial, people = agreed_trial(corpus, "validation", device, fold=fold), None
     else:
@@ -232,8 +238,8 @@ def _make_validation(
     return validate
 
 
-def _require_songs(parts: dict[str, Part]) -> None:
-    for name in ("train", "validation"):
+def _require_songs(parts: dict[str, Part], names: tuple[str, ...]) -> None:
+    for name in names:
         if not len(parts[name].songs):
             raise UsageError(f"the corpus has no {name} songs; prepare more songs (at least 3)")
 
