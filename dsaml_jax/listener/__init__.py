@@ -1,6 +1,6 @@
 """Curves of whole songs, and one person's own model of them.
 
-`curves` stitches the windows of a song into one curve; `personal` reads a sound file and a person's annotations, adapts and predicts.
+`curves` blends the windows of a song into one curve; `personal` reads a sound file and a person's annotations, adapts and predicts.
 """
 
 from dsaml_jax.listener.curves import Variables, predict_song, song_curve

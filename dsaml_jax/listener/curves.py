@@ -33,8 +33,9 @@ def song_curve(
 ) -> jax.Array:
     """Arousal and valence of one song, padded to static shapes.
 
-    Each step is taken from the window in whose middle it lies most. (The reference slides a window by
-    one step, runs the front end for every window, and is off by one step from the sixtieth on.)
+    Where windows overlap their curves are blended, each by :func:`blending_weights`, so that there are no seams. (The
+    reference slides a window by one step, runs the front end for every window, and is off by one step from the
+    sixtieth on.)
 
     Args:
       model: the network.
@@ -70,12 +71,22 @@ def song_curve(
         out = model.apply(variables, log_mel[rows], embeddings, present=present)
     curves = jnp.stack([out.arousal, out.valence], axis=-1)  # [w, T, 2]
 
-    offset = jnp.arange(length)[:, None] - window_start[None]  # [n, w]
-    usable = (offset >= 0) & (offset < window) & (jnp.arange(len(window_start)) < windows)[None]
-    from_middle = jnp.abs(2 * offset - (window - 1))
-    best = jnp.argmin(jnp.where(usable, from_middle, 2**30), axis=1)  # [n]
-    at = jnp.clip(jnp.take_along_axis(offset, best[:, None], 1)[:, 0], 0, window - 1)
-    return curves[best, at]
+    real = present & (jnp.arange(len(window_start)) < windows)[:, None]
+    weights = jnp.where(real, blending_weights(window)[None], 0.0)[..., None]  # [w, T, 1]
+    total = jnp.zeros((length, 2)).at[rows].add(weights * jnp.where(real[..., None], curves, 0.0))
+    return total / jnp.maximum(jnp.zeros((length, 1)).at[rows].add(weights), TINY)
+
+
+TINY = 1e-9
+"""Less than any weight of :func:`blending_weights`: no step that is real is divided by it."""
+
+
+def blending_weights(window: int) -> jax.Array:
+    """`[window]` how much a window says about each of its steps: a squared sine, next to nothing at its ends.
+
+    Windows half of their length apart (:func:`data_prep.features.window_starts`) have weights that add up to 1.
+    """
+    return jnp.square(jnp.sin(jnp.pi * (jnp.arange(window, dtype=jnp.float32) + 0.5) / window))
 
 
 _jitted_song_curve = jax.jit(song_curve, static_argnames=("model", "per_step"))
