@@ -79,6 +79,19 @@ def sound_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Sound files in a folder and all folders below it, sorted; what is hidden, and symbolic links, are left alone."""
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(here, name)
+            sound = path.suffix.lower() in AUDIO_SUFFIXES and not name.startswith(".")
+            if sound and not path.is_symlink():
+                found.append(path)
+    return sorted(found)
+
+
 @contextmanager
 def open_sound(path: Path) -> Iterator[soundfile.SoundFile]:
     """Opens a sound file that is within the limits by what its header says.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "dsaml_jax"
 
 FLOORS = (
-    ("errors", "metrics", "progress"),
+    ("errors", "metrics", "pretrained", "progress"),
     ("base", "meta"),
     ("config", "convert", "devices", "losses", "models"),
     ("adaptation", "corpus"),

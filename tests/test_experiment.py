@@ -200,7 +200,7 @@ def test_regressors_beat_the_constant(small_data, regressor):
 SETTINGS = [f"--set={setting}" for setting in SMALL_MODEL]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def quick(small_data, tmp_path_factory):
     """`dsaml experiment pdmer --quick`, on the small corpus and model that other tests have compiled for."""
     out = tmp_path_factory.mktemp("experiment")
@@ -210,8 +210,7 @@ def quick(small_data, tmp_path_factory):
     return out, arguments
 
 
-@pytest.mark.slow
-def test_a_quick_experiment(quick):
+def check_what_is_written(quick):
     out, _ = quick
     folder = out / "pdmer"
     page = (folder / "table.md").read_text()
@@ -227,8 +226,7 @@ def test_a_quick_experiment(quick):
     assert {name[:-4] for name in linked} == {n[:-4] for n in drawn if n.endswith(".pdf")}
 
 
-@pytest.mark.slow
-def test_it_uses_again_what_is_there(quick, monkeypatch):
+def check_that_it_uses_again_what_is_there(quick, monkeypatch):
     out, arguments = quick
     before = {p: p.read_bytes() for p in (out / "pdmer").rglob("*") if p.is_file()}
     calls = []
@@ -241,16 +239,14 @@ def test_it_uses_again_what_is_there(quick, monkeypatch):
             assert path.read_bytes() == content, path
 
 
-@pytest.mark.slow
-def test_figures_are_the_same_bytes_every_time(quick):
+def check_that_figures_are_the_same_bytes(quick):
     out, arguments = quick
     before = {p: p.read_bytes() for p in (out / "pdmer" / "figures").iterdir()}
     assert main(arguments) == 0
     assert {p: p.read_bytes() for p in before} == before
 
 
-@pytest.mark.slow
-def test_other_experiments_share_its_models(quick, small_data, capsys):
+def check_that_others_share_its_models(quick, small_data, capsys):
     out, arguments = quick
     assert main([word for word in arguments if word != "--quiet"] + []) == 0
     stamps = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("metrics.jsonl")}
@@ -260,15 +256,13 @@ def test_other_experiments_share_its_models(quick, small_data, capsys):
     assert "mean only, adapted" in page and "Each minus annotator tasks, adapted" in page
 
 
-@pytest.mark.slow
-def test_a_changed_setting_is_refused(quick, capsys):
+def check_that_a_changed_setting_is_refused(quick, capsys):
     _, arguments = quick
     assert main([*arguments, "--set=meta.steps=1"]) == 2
     assert "meta.steps: 2 -> 1" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
+def check_that_equal_time_means_fewer_steps(quick, small_data):
     out, _ = quick
     experiment = Experiment(
         "x", "", "pdmer",
@@ -284,8 +278,7 @@ def test_equal_time_means_fewer_steps_of_a_slower_one(quick, small_data):
     (out / "gone").rename(out / "runs" / "DMER" / "seed0" / "status.json")
 
 
-@pytest.mark.slow
-def test_choices_are_made_on_validation_only(small_data, quick, monkeypatch):
+def check_that_choices_are_made_on_validation(small_data, quick, monkeypatch):
     out, _ = quick
     import experiments.pdmer
 
@@ -303,6 +296,20 @@ def test_choices_are_made_on_validation_only(small_data, quick, monkeypatch):
     model = runner.model("DMER", 0)
     runner._choose(experiment.methods["DMER fine-tuned"], "clean", model, 0, OWN_SPLIT)
     assert asked and set.union(*asked) <= set(held_out(corpus)["validation"].songs.tolist())
+
+
+@pytest.mark.slow
+def test_a_quick_experiment(capsys, monkeypatch, quick, small_data):
+    """One test, since every worker that has one of several would make the experiment anew."""
+    check_what_is_written(quick)
+    with monkeypatch.context() as patched:
+        check_that_it_uses_again_what_is_there(quick, patched)
+    check_that_figures_are_the_same_bytes(quick)
+    check_that_others_share_its_models(quick, small_data, capsys)
+    check_that_a_changed_setting_is_refused(quick, capsys)
+    check_that_equal_time_means_fewer_steps(quick, small_data)
+    with monkeypatch.context() as patched:
+        check_that_choices_are_made_on_validation(small_data, quick, patched)
 
 
 def test_bad_requests(small_data, tmp_path, capsys):

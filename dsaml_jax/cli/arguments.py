@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.audio import MAX_GB, MAX_HOURS, RATES
 from data_prep.shards import STREAM_ABOVE_GB
+from dsaml_jax.pretrained import MODEL
 
 Register = Callable[..., argparse.ArgumentParser]
 """`(name, run, summary, more="", *, goes_on=False) -> parser`: makes a command of `dsaml`; see :mod:`dsaml_jax.cli.entry`."""
@@ -17,6 +18,17 @@ LIMITS = (
     f"Sound may be {MAX_HOURS:g} hours long ($DSAML_MAX_HOURS changes that) and, all channels decoded\n"
     f"to float32, {MAX_GB:g} GB large ($DSAML_MAX_GB), at {RATES[0]:,} to {RATES[1]:,} Hz."
 )
+
+
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """`--checkpoint`, of commands that predict."""
+    command.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=MODEL,
+        help="folder of a run or of a personal model, or an exported file\n"
+        "(default: the model that comes with the package, learned from DEAM)",
+    )
 
 
 def add_strength(command: argparse.ArgumentParser) -> None:

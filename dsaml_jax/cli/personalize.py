@@ -6,15 +6,19 @@ import argparse
 import math
 from pathlib import Path
 
-from dsaml_jax.cli.arguments import LIMITS, Register, add_imagebind_weights, add_strength
+from dsaml_jax.cli.arguments import (
+    LIMITS,
+    Register,
+    add_checkpoint,
+    add_imagebind_weights,
+    add_strength,
+)
 
 
 def add(register: Register) -> None:
     """Registers `dsaml personalize` and its arguments."""
     personalize = register("personalize", run, "Adapt a model to one listener by one annotated song", LIMITS)  # fmt: skip
-    personalize.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder of a run, or an exported file"
-    )
+    add_checkpoint(personalize)
     personalize.add_argument("--audio", type=Path, required=True, help="the song")
     personalize.add_argument("--annotations", type=Path, required=True,
                              help="CSV with the columns time [s], arousal, valence; values in [-1, 1], any rate")  # fmt: skip

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_prep.audio import files_below, without_suffix
 from data_prep.base import DataError
-from dsaml_jax.cli.arguments import LIMITS, Register, add_imagebind_weights
+from dsaml_jax.cli.arguments import LIMITS, Register, add_checkpoint, add_imagebind_weights
 from dsaml_jax.errors import UsageError
+from dsaml_jax.pretrained import EXAMPLE
 
 
 def add(register: Register) -> None:
     """Registers `dsaml predict` and its arguments."""
     predict = register("predict", run, "Predict curves of sound files: SONG.csv and SONG.png", LIMITS)  # fmt: skip
-    predict.add_argument("--checkpoint", type=Path, required=True, help="folder of a run or of a personal model, or an exported file")  # fmt: skip
-    predict.add_argument("songs", type=Path, nargs="+", metavar="SONG", help="any file libsndfile reads, 5 s or more")  # fmt: skip
-    predict.add_argument("--out", type=Path, required=True, help="folder for the results")
+    predict.add_argument("songs", type=Path, nargs="*", metavar="SONG",
+                         help="any file libsndfile reads, 5 s or more; or a folder, with all that is below it")  # fmt: skip
+    predict.add_argument("--example", action="store_true", help="a recording that comes with the package: Brahms, Hungarian Dance No. 5")  # fmt: skip
+    add_checkpoint(predict)
+    predict.add_argument("--out", type=Path, default=Path("curves"), help="folder for the results (default: %(default)s)")  # fmt: skip
     add_imagebind_weights(predict)
 
 
@@ -28,29 +34,48 @@ def run(options: argparse.Namespace) -> None:
     from dsaml_jax.runs import load_model
 
     console = Console(options.quiet)
-    stems = [song.stem for song in options.songs]
-    twice = {stem for stem in stems if stems.count(stem) > 1}
+    songs = list(_songs([*options.songs, *([EXAMPLE] if options.example else [])]))
+    if not songs:
+        raise UsageError("name a sound file or a folder of them, or --example")
+    twice = [name for name, count in Counter(name for _, name in songs).items() if count > 1]
     if twice:
-        raise UsageError(f"two songs would both be written to {min(twice)}.csv; predict them apart")
-    missing = [song for song in options.songs if not song.is_file()]
-    if missing:
-        raise UsageError(f"{missing[0]}: no such sound file")
+        raise UsageError(f"two songs would both be written to {twice[0]}.csv; predict them apart")
     loaded = load_model(options.checkpoint)
     if loaded.info.note:
         console.say(f"model: {loaded.info.note}")
     failed = []
-    with console.bar(len(options.songs), "predicting", "song") as bar:
-        for song in options.songs:
+    with console.bar(len(songs), "predicting", "song") as bar:
+        for song, name in songs:
             try:
                 curve = predict_file(loaded, song, options.imagebind_weights)
-                write_curve(options.out / f"{song.stem}.csv", curve)
+                write_curve(options.out / f"{name}.csv", curve)
                 figure = draw_song_curve(curve.clip(-1.0, 1.0), song.name)
-                write_png(figure, options.out / f"{song.stem}.png")
+                write_png(figure, options.out / f"{name}.png")
             except DataError as error:
                 failed.append(str(error))
             bar.update()
-    done = len(options.songs) - len(failed)
+    done = len(songs) - len(failed)
     if done:
         console.say(f"written: {done} x CSV and PNG in {options.out}")
     if failed:
         raise DataError("; ".join(failed))
+
+
+def _songs(named: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each sound file, and where its results go: its name, below a folder with the folders in between.
+
+    Raises:
+      UsageError: there is no such file, or a folder holds no sound.
+    """
+    for path in named:
+        if path.is_dir():
+            found = files_below(path)
+            if not found:
+                raise UsageError(f"{path}: no sound files in this folder or below it")
+            for song in found:
+                inside = song.relative_to(path)
+                yield song, inside.with_name(without_suffix(inside.name))
+        elif path.is_file():
+            yield path, Path(path.stem)
+        else:
+            raise UsageError(f"{path}: no such sound file")

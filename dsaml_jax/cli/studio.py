@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsaml_jax.cli.arguments import Register, add_imagebind_weights, add_strength, positive
+from dsaml_jax.cli.arguments import (
+    Register,
+    add_checkpoint,
+    add_imagebind_weights,
+    add_strength,
+    positive,
+)
 from dsaml_jax.errors import UsageError
 
 
@@ -14,9 +20,7 @@ def add(register: Register) -> None:
     studio = register("studio", run, "Annotate a song in the browser and get a model of your ears (needs the extra [studio])",
                  "Starts a local web page and prints its links; Ctrl-C ends it, the same command goes on.\n"
                  "Everything that is done there is kept in the study's folder.", goes_on=True)  # fmt: skip
-    studio.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder of a run, or an exported file"
-    )
+    add_checkpoint(studio)
     studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 5 s to 15 minutes")  # fmt: skip
     studio.add_argument("--study", type=Path, default=Path("dsaml_study"), help="folder for what people do (default: %(default)s)")  # fmt: skip
     studio.add_argument("--everyone", type=Path, metavar="RUN", help="a DMER run, for everyone's curves (default: what the checkpoint began from)")  # fmt: skip

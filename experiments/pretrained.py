@@ -1,0 +1,51 @@
+"""Makes the model that comes with the package, from a DEAM root.
+
+Command: `python experiments/pretrained.py --root DEAM --work WORK` (`--audio-start 30` where the sound is excerpts from there on)
+Result: `dsaml_jax/pretrained/deam.safetensors`; how good it is, by cross-validation, says `experiments/results/dmer-deam/table.md`.
+Time: twelve minutes on two cores (AMD EPYC) that did other work beside it, ten of them for the features of 1,602 excerpts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from data_prep.deam import read_deam
+from data_prep.features import TINY
+from data_prep.prepare import prepare
+from data_prep.shards import read_corpus
+from dsaml_jax.config import preset, with_settings
+from dsaml_jax.pretrained import MODEL
+from dsaml_jax.progress import Console
+from dsaml_jax.runs import export_model, load_model
+from dsaml_jax.training import train
+
+SETTINGS = ("training.task=dmer", "training.protocol=reference", "training.folds=1")
+"""The published mean curves, of all songs."""
+
+
+def main() -> None:
+    """Prepares, trains, exports; what is there already is used again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--audio-start", type=float, default=0.0)
+    parser.add_argument("--out", type=Path, default=MODEL)
+    options = parser.parse_args()
+    console = Console()
+    features = dataclasses.replace(TINY, embedding="musicnn-spectral")
+    corpus = read_deam(options.root, audio_start=options.audio_start)
+    prepare(corpus, options.work / "data", features, display=console.counter)
+    data, workdir = read_corpus(options.work / "data"), options.work / "run"
+    train(with_settings(preset("levels"), SETTINGS), data, workdir, console)
+    loaded = load_model(workdir)
+    note = f"everyone's curves, learned from {len(data.song_ids):,} songs of DEAM; for research, see MODEL_CARD.md"
+    options.out.unlink(missing_ok=True)
+    named = dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, note=note))
+    count = export_model(named, options.out)
+    console.say(f"written: {options.out}, {count:,} numbers")
+
+
+if __name__ == "__main__":
+    main()
