@@ -137,7 +137,7 @@ def make_what_they_name(folder):
         write_sound(folder / "STUDY" / "audio" / f"{song}.wav")
     header = "song_id,annotator_id,time,arousal,valence"
     (folder / "STUDY" / "annotations.csv").write_text("\n".join([header, *rows]))
-    for song in ("song.mp3", "other.flac", "another.mp3"):
+    for song in ("song.mp3", "other.flac", "another.mp3", "FOLDER/deep/down.wav"):
         write_sound(folder / song)
     mine = [f"{t},0.2,{np.sin(t) / 5:.3f}" for t in times]
     (folder / "mine.csv").write_text("\n".join(["time,arousal,valence", *mine]))
