@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
 import os
@@ -19,6 +20,10 @@ SEARCH_DEPTH = 4
 """Folders between the root and what is looked for: archives like to be unpacked inside a folder."""
 
 MAX_ID_LENGTH = 100
+
+SEPARATORS = ",;\t"
+
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 
 Parsed = TypeVar("Parsed")
 
@@ -61,23 +66,32 @@ def _places(root: Path, wanted: str, layout: re.Pattern[str]) -> Iterator[Path]:
 def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows of a CSV file that hold something, each with the number of its line.
 
-    Spaces around cells and a byte order mark are taken off.
+    The separator is a comma, a semicolon or a tab, whichever the first row has most of. Where it is no comma, numbers
+    may have decimal commas, as spreadsheets write them in most of Europe; they are given with points. The text is UTF-8,
+    or UTF-16 with a byte order mark. Spaces around cells and the mark are taken off.
 
     Raises:
       DataError: no such file, or not text.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+        with path.open("rb") as start:
+            wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with path.open(newline="", encoding="utf-16" if wide else "utf-8-sig") as file:
+            first = file.readline()
+            separator = max(SEPARATORS, key=first.count)  # the comma, where there are as many
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator)
             for row in reader:
                 cells = [cell.strip() for cell in row]
+                if separator != ",":
+                    cells = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
                 if any(cells):
                     yield reader.line_num, cells
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file ({error})") from None
 
 

@@ -208,6 +208,23 @@ def test_a_large_table_takes_seconds(tmp_path):
     assert len(corpus.songs) == 20 and all(len(song.ratings) == 20 for song in corpus.songs)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(("separator", "point"), [(",", "."), (";", "."), (";", ","), ("\t", ","), ("\t", ".")])  # fmt: skip
+def test_tables_as_spreadsheets_write_them(tmp_path, separator, point, encoding):
+    """The same corpus, whatever separates cells, marks decimals and encodes the text."""
+    rows = ramp("1", "Jürgen", [0.5, 1.0, 1.5, 2.0, 2.5])
+    expected = read_folder(make_folder(tmp_path / "plain", rows), "x").songs[0]
+    root = make_folder(tmp_path / "other", rows)
+    lines = [line.split(",") for line in (root / TABLE).read_text(encoding="utf-8").splitlines()]
+    text = "\r\n".join(separator.join(cell.replace(".", point) for cell in line) for line in lines)
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    (root / TABLE).write_bytes((mark + text).encode(encoding))
+    song = read_folder(root, "x").songs[0]
+    np.testing.assert_array_equal(song.arousal, expected.arousal)
+    np.testing.assert_array_equal(song.valence, expected.valence)
+    assert [rating.annotator_id for rating in song.ratings] == ["Jürgen"]
+
+
 @FUZZ
 @given(almost_csv(list(COLUMNS), ["1", "0.5", "0", "0.001", "0.7"]))
 def test_any_bytes_give_a_table_or_a_clear_error(tmp_path, data):
