@@ -2,7 +2,8 @@
 
 `data/golden.npz` holds results (no code) of Littleor/Personalized-DMER at commit 20b12ea, run on a CPU with
 torch 2.13.0, transformers 4.37.2, torchaudio 2.11.0 and learn2learn 0.2.0. Its inputs and weights are drawn again by
-:mod:`tests.recipe`. Of an array with more than `LIMIT` entries it holds a sample, in full precision.
+:mod:`tests.recipe`. Of the published tagger musicnn 0.1.0 it holds what it says of three seconds of music, and these as
+the mel powers that it rounds to float16. Of an array with more than `LIMIT` entries it holds a sample, in full precision.
 
 The file is made from the folder of whole arrays, the same bytes every time::
 
@@ -97,7 +98,23 @@ def make(folder: Path) -> dict[str, np.ndarray]:
         with np.load(folder / f"{name}.npz") as file:
             keys = [key for key in file.files if not beginnings or key.startswith(beginnings)]
             contents[name] = packed({key: file[key] for key in keys})
+    with np.load(folder / f"{MUSICNN}.npz") as file:
+        contents[MUSICNN] = one_patch({key: file[f"1001:{key}"][0] for key in TAGGED})
     return contents
+
+
+MUSICNN = "musicnn"
+TAGGED = ("log_mel", "tags", "penultimate", "mean_pool", "max_pool")
+
+
+def one_patch(whole: dict[str, np.ndarray]) -> np.ndarray:
+    """Of a patch, its power in float16 in place of its log-mel: all of it, since a network needs it whole."""
+    power = ((10.0 ** whole.pop("log_mel").astype(np.float64) - 1.0) / 10_000.0).astype(np.float16)
+    kept = {"power": power} | whole
+    record = np.zeros((), [(key, array.dtype, array.shape) for key, array in kept.items()])
+    for key, array in kept.items():
+        record[key] = array
+    return record
 
 
 if __name__ == "__main__":
