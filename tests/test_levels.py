@@ -110,6 +110,12 @@ def test_settings_that_are_none(setting):
         with_settings(preset("tiny"), [setting])
 
 
+def test_what_cannot_move_the_level_is_refused():
+    with pytest.raises(UsageError, match="level/out/bias"):
+        with_settings(preset("tiny"), ["model.level_width=4"])
+    assert preset("levels").training.task == "pdmer"
+
+
 def output(arousal, valence):
     return ModelOutput(arousal=jnp.asarray(arousal), valence=jnp.asarray(valence))
 
@@ -156,7 +162,7 @@ def test_statistics_are_those_of_training_and_stay(small_data, tmp_path):
     dmer = with_settings(preset("tiny"), [*SMALL_DMER, *LEVELS, "training.steps=2", "training.validate_every=2"])  # fmt: skip
     train(dmer, corpus, tmp_path / "dmer")
     begun = f"training.init_from={tmp_path / 'dmer'}"
-    pdmer = with_settings(preset("tiny"), [*SMALL_MODEL, *LEVELS[:2], begun, "training.steps=2", "training.validate_every=2"])  # fmt: skip
+    pdmer = with_settings(preset("tiny"), [*SMALL_MODEL, *LEVELS[:2], "meta.adapts=level/out/bias", begun, "training.steps=2", "training.validate_every=2"])  # fmt: skip
     train(pdmer, corpus, tmp_path / "pdmer")
     part = held_out(corpus)["train"]
     steps = [np.arange(corpus.song_steps[song]) + corpus.song_start[song] for song in part.songs]
