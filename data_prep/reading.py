@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import math
 import os
 import re
@@ -23,7 +24,7 @@ MAX_ID_LENGTH = 100
 
 SEPARATORS = ",;\t"
 
-_DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
+_DECIMAL_COMMA = re.compile(r"^([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)$")
 
 Parsed = TypeVar("Parsed")
 
@@ -74,12 +75,12 @@ def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
       DataError: no such file, or not text.
     """
     try:
-        with path.open("rb") as start:
-            wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        with path.open(newline="", encoding="utf-16" if wide else "utf-8-sig") as file:
-            first = file.readline()
-            separator = max(SEPARATORS, key=first.count)  # the comma, where there are as many
-            file.seek(0)
+        content = path.read_bytes()  # once: it may be a pipe
+        wide = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        separator = max(SEPARATORS, key=first.count)  # the comma, where there are as many
+        with io.StringIO(text, newline="") as file:
             reader = csv.reader(file, delimiter=separator)
             for row in reader:
                 cells = [cell.strip() for cell in row]

@@ -76,9 +76,15 @@ def to_learned(config: MetaConfig, variables: Mapping[str, Any]) -> PyTree:
     """What the meta-learner learns, from a model's variables; rates that are not there begin at `learning_rate`.
 
     Raises:
-      UsageError: nothing adapts.
+      UsageError: nothing adapts, or what does moves nothing.
     """
-    if not adapting_names(config, variables):
+    names = adapting_names(config, variables)
+    if names == [f"{HEAD}/bias"] and "level" in variables["params"]:
+        raise UsageError(
+            f"meta.adapts={config.adapts} moves nothing in a model with model.level_width: level/out/bias says how high its "
+            "curves lie"
+        )
+    if not names:
         some = ", ".join(sorted(variables["params"]))
         raise UsageError(
             f"meta.adapts={config.adapts}: no parameter is called so; there are {some}"

@@ -182,6 +182,8 @@ class TrainingConfig:
                 if self.folds
                 else "training.fold needs training.folds, the number of folds"
             )
+        if self.folds == 1 and self.song_folds > 1:
+            raise UsageError("training.folds=1 holds nothing out: training.song_folds is for more")
         if self.song_folds and not self.folds:
             raise UsageError(
                 "training.song_folds needs training.folds, the number of folds of people"
@@ -209,12 +211,6 @@ class RunConfig:
     training: TrainingConfig = TrainingConfig()
 
     def __post_init__(self) -> None:
-        pdmer = self.training.task == "pdmer"
-        if pdmer and self.model.level_width and self.meta.adapts == "predictor/out/bias":
-            raise UsageError(
-                f"meta.adapts={self.meta.adapts} moves nothing in a model with model.level_width: the level of its curves "
-                "is said by level/out/bias"
-            )
         if self.model.position != "absolute" and self.model.max_position < WINDOW_STEPS:
             raise UsageError(
                 f"model.max_position must be {WINDOW_STEPS} or more, the steps of a window"

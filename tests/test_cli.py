@@ -222,7 +222,6 @@ def test_wrong_folders_and_files(small_data, small_run, tmp_path, capsys):
         (("predict", "--checkpoint", nothing, text, "--out", tmp_path / "o"), "not a run"),
         (("predict", "--checkpoint", small_run, text, "--out", tmp_path / "o"), "not a sound file"),
         (("predict", "--checkpoint", small_run, nothing, "--out", tmp_path / "o"), "no such sound file"),
-        (("predict", "--checkpoint", small_run, text, text, "--out", tmp_path / "o"), "two songs"),
         (("personalize", "--checkpoint", small_run, "--audio", text, "--annotations", nothing, "--out", tmp_path / "o"), "no such file"),
         (("convert", "reference", nothing, "--out", tmp_path / "o"), "no such file"),
     ]  # fmt: skip

@@ -218,7 +218,7 @@ def test_tables_as_spreadsheets_write_them(tmp_path, separator, point, encoding)
     lines = [line.split(",") for line in (root / TABLE).read_text(encoding="utf-8").splitlines()]
     text = "\r\n".join(separator.join(cell.replace(".", point) for cell in line) for line in lines)
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
-    (root / TABLE).write_bytes((mark + text).encode(encoding))
+    (root / TABLE).write_bytes((mark + "\r\n" + text).encode(encoding))  # a blank row is none
     song = read_folder(root, "x").songs[0]
     np.testing.assert_array_equal(song.arousal, expected.arousal)
     np.testing.assert_array_equal(song.valence, expected.valence)

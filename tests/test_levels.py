@@ -13,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments.dmer
 from data_prep.shards import read_corpus
 from dsaml_jax import DSAML, ModelConfig, ModelOutput, UsageError, evaluate
-from dsaml_jax.adaptation import adapt_to_listener
+from dsaml_jax.adaptation import adapt_to_listener, to_learned
 from dsaml_jax.base import SongBatch
-from dsaml_jax.config import preset, with_settings
+from dsaml_jax.cli import entry
+from dsaml_jax.config import PRESETS, preset, with_settings
 from dsaml_jax.corpus import Fold, held_out, input_statistics
 from dsaml_jax.losses import dsaml_loss
 from dsaml_jax.models.levels import FARTHEST
@@ -103,17 +105,26 @@ def test_the_published_model_has_neither():
 
 @pytest.mark.parametrize(
     "setting", ["model.level_width=-1", "model.level_width=99999999", "model.level_dropout=1",
-                "training.batch_ccc_weight=-1", "training.squared_error_weight=nan"],
+                "training.folds=1:training.song_folds=5", "training.batch_ccc_weight=-1", "training.squared_error_weight=nan"],
 )  # fmt: skip
 def test_settings_that_are_none(setting):
     with pytest.raises(UsageError, match=setting.partition("=")[0]):
-        with_settings(preset("tiny"), [setting])
+        with_settings(preset("tiny"), setting.split(":"))
 
 
-def test_what_cannot_move_the_level_is_refused():
+def test_what_cannot_move_the_level_is_refused(variables):
+    """In training, and where a person's song is adapted to: by a model of everyone too."""
+    config = with_settings(preset("tiny"), ["model.level_width=4", "training.task=dmer"])
     with pytest.raises(UsageError, match="level/out/bias"):
-        with_settings(preset("tiny"), ["model.level_width=4"])
-    assert preset("levels").training.task == "pdmer"
+        to_learned(config.meta, {"params": variables["params"]})
+
+
+def test_the_preset_is_what_the_experiment_compares():
+    made = with_settings(preset("tiny"), experiments.dmer.LEVELS)
+    assert made == preset("levels")
+    assert set(PRESETS) == {
+        *entry._parser()._subparsers._group_actions[0].choices["train"]._option_string_actions["--preset"].choices
+    }  # fmt: skip
 
 
 def output(arousal, valence):

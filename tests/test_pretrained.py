@@ -11,7 +11,9 @@ import soundfile
 
 import dsaml_jax
 from data_prep.audio import files_below
+from dsaml_jax import UsageError
 from dsaml_jax.cli import main
+from dsaml_jax.cli.predict import _apart, _songs
 from dsaml_jax.pretrained import EXAMPLE, MODEL
 
 
@@ -70,6 +72,18 @@ def test_a_folder_keeps_its_structure(folder, small_run, tmp_path):
     assert main(["predict", str(folder), "--checkpoint", str(small_run), "--out", str(out)]) == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*.csv"))
     assert written == ["a/b/two.csv", "one.csv"]
+
+
+def test_songs_of_one_name(tmp_path):
+    """In one folder their suffixes tell them apart; a file that is named twice is one; else it is said which two."""
+    for place in ("a/x.ogg", "a/x.mp3", "b/x.ogg"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).touch()
+    a, b = tmp_path / "a", tmp_path / "b"
+    names = [str(name) for _, name in _apart(_songs([a, a / "x.ogg"]))]
+    assert sorted(names) == ["x.mp3", "x.ogg"]
+    with pytest.raises(UsageError, match=r"two songs, .*a/x.ogg and .*b/x.ogg, .*x.ogg.csv"):
+        _apart(_songs([a, b]))
 
 
 def test_nothing_to_predict(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_prep.audio import files_below, without_suffix
@@ -34,12 +34,9 @@ def run(options: argparse.Namespace) -> None:
     from dsaml_jax.runs import load_model
 
     console = Console(options.quiet)
-    songs = list(_songs([*options.songs, *([EXAMPLE] if options.example else [])]))
+    songs = _apart(_songs([*options.songs, *([EXAMPLE] if options.example else [])]))
     if not songs:
         raise UsageError("name a sound file or a folder of them, or --example")
-    twice = [name for name, count in Counter(name for _, name in songs).items() if count > 1]
-    if twice:
-        raise UsageError(f"two songs would both be written to {twice[0]}.csv; predict them apart")
     loaded = load_model(options.checkpoint)
     if loaded.info.note:
         console.say(f"model: {loaded.info.note}")
@@ -59,6 +56,25 @@ def run(options: argparse.Namespace) -> None:
         console.say(f"written: {done} x CSV and PNG in {options.out}")
     if failed:
         raise DataError("; ".join(failed))
+
+
+def _apart(songs: Iterable[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Each file once; those of one name keep their suffixes, `x.mp3` and `x.flac`.
+
+    Raises:
+      UsageError: two would still be written to one file.
+    """
+    once = list({song.resolve(): (song, name) for song, name in songs}.values())
+    count = Counter(name for _, name in once)
+    named: dict[Path, Path] = {}
+    for song, name in once:
+        full = name if count[name] == 1 else name.with_name(name.name + song.suffix)
+        if full in named:
+            raise UsageError(
+                f"two songs, {named[full]} and {song}, would both be written to {full}.csv; predict them apart"
+            )
+        named[full] = song
+    return [(song, name) for name, song in named.items()]
 
 
 def _songs(named: Sequence[Path]) -> Iterator[tuple[Path, Path]]:

@@ -24,8 +24,8 @@ def add(register: Register) -> None:
     add_folds(train)
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    train.add_argument("--preset", choices=("reference", "default", "tiny"), default="default",
-                       help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny")  # fmt: skip
+    train.add_argument("--preset", choices=("reference", "default", "tiny", "levels"), default="default",
+                       help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny\nlevels: it, and how high songs lie; for real music, with --embedding musicnn-spectral too")  # fmt: skip
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="any setting, e.g. --set meta.steps=4; a wrong key lists the known ones")  # fmt: skip
     train.add_argument("--distributed", action="store_true",
@@ -61,9 +61,10 @@ def run(options: argparse.Namespace) -> None:
     if corpus.log_mel is None:
         console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
     train(config, corpus, options.workdir, console)
-    console.say(
-        f"run: {options.workdir}; next: dsaml evaluate --data {options.data} --workdir {options.workdir}"
-    )
+    following = f"dsaml evaluate --data {options.data} --workdir {options.workdir}"
+    if config.training.folds == 1:  # nothing is left to be judged on
+        following = f"dsaml predict --checkpoint {options.workdir} SONG"
+    console.say(f"run: {options.workdir}; next: {following}")
 
 
 def _join_processes(options: argparse.Namespace) -> None:

@@ -399,7 +399,10 @@ def _is_long(corpus: Corpus, song: np.ndarray) -> np.ndarray:
 
 def _require_songs(songs: np.ndarray, part: str) -> None:
     if not len(songs):
-        raise UsageError(f"the corpus has no {part} songs; prepare more songs (at least 3)")
+        raise UsageError(
+            f"the corpus has no {part} songs; prepare more songs (at least 3), or, where a run held "
+            "nothing out (training.folds=1), name other --folds"
+        )
 
 
 def _rows(lengths: np.ndarray) -> np.ndarray:

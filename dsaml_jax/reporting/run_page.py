@@ -11,6 +11,9 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.progress import duration
 from dsaml_jax.runs import REPORT_FILE, RunStatus, read_metrics, read_run_info, read_status
 
+SCORES = {"score": "mean of CCC, PCC and 1 - RMSE", "rmse": "1 - RMSE"}
+"""What `training.choose_by` makes of a validation, in words."""
+
 
 def write_run_report(workdir: Path) -> None:
     """Writes `report.html` of a run, however far it is.
@@ -33,7 +36,7 @@ def write_run_report(workdir: Path) -> None:
     picture = Picture(
         "Learning",
         "Loss and norm of the gradient, mean of the steps since the point before; and the score on the "
-        "validation part (mean of CCC, PCC and 1 - RMSE, after adapting where the run adapts).",
+        f"validation part ({SCORES[info.config.training.choose_by]}, after adapting where the run adapts).",
         figures.learning_curve(lines, info.config.training.task.upper()),
     )
     render(

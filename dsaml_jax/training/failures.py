@@ -23,6 +23,7 @@ from dsaml_jax.config import RunConfig, from_json, to_json
 from dsaml_jax.corpus import DeviceCorpus, Drawn, TaskArrays, WindowArrays, gather_windows
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
+from dsaml_jax.training.steps import added_terms
 
 FAILURES_FOLDER = "failures"
 _BATCH_FIELDS = tuple(field.name for field in dataclasses.fields(SongBatch))
@@ -118,8 +119,7 @@ def _replay(
     inner_key, outer_key = map(jax.random.wrap_key_data, keys)
     pair = (inner_key, outer_key) if dropout else (None, None)
     by_batch = support is None or config.meta.batch_norm == "batch"
-    weight = 0.0 if support is None else config.meta.squared_error_weight
-    outer = query_loss(model, stats, batch_norm=by_batch, squared_error_weight=weight)
+    outer = query_loss(model, stats, batch_norm=by_batch, **added_terms(config))
 
     if support is None:
         learned = adapted = variables["params"]

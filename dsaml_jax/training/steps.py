@@ -58,6 +58,14 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
 
 
+def added_terms(config: RunConfig) -> dict[str, float]:
+    """Weights of what is added to the loss of the paper, see :func:`dsaml_jax.losses.dsaml_loss`."""
+    if config.training.task == "pdmer":
+        return {"squared_error_weight": config.meta.squared_error_weight}
+    names = ("squared_error_weight", "batch_ccc_weight")
+    return {name: getattr(config.training, name) for name in names}
+
+
 def step_key(seed: chex.Numeric, index: chex.Numeric) -> jax.Array:
     """The PRNG key of a step."""
     return jax.random.fold_in(jax.random.key(seed), index)
@@ -84,8 +92,7 @@ def make_dmer_step(
             model,
             state.batch_stats,
             batch_norm=True,
-            squared_error_weight=config.training.squared_error_weight,
-            batch_ccc_weight=config.training.batch_ccc_weight,
+            **added_terms(config),
         )
         (_, (terms, stats)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.learned, batch, key if dropout else None
@@ -128,7 +135,7 @@ def make_pdmer_step(
                     model,
                     state.batch_stats,
                     batch_norm=by_batch,
-                    squared_error_weight=config.meta.squared_error_weight,
+                    **added_terms(config),
                 )  # fmt: skip
             ),
             has_aux=True,
