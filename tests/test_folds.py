@@ -137,7 +137,7 @@ def test_what_is_judged_is_said_before(corpus):
 @pytest.mark.parametrize(
     ("fold", "message"),
     [(Fold(4, 0, 4), "fold 4 does not exist: 4 folds are 0 to 3"), (Fold(99, 0, 0), "99 folds are more than the"),
-     (Fold(4, 99, 0), "99 of songs"), (Fold(1, 0, 0), "2 to the number")],
+     (Fold(4, 99, 0), "99 of songs"), (Fold(4, 1, 0), "2 to the number")],
 )  # fmt: skip
 def test_folds_that_cannot_be(corpus, fold, message):
     with pytest.raises(UsageError, match=message):

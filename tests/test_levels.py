@@ -167,6 +167,7 @@ def test_a_dimension_without_labels_is_left_out():
     assert terms["batch_ccc"] == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_training_and_stay(small_data, tmp_path):
     """Over training from scratch, over meta-training from that, and in what is kept."""
     corpus = read_corpus(small_data[1])
@@ -250,7 +251,9 @@ def test_adapting_by_the_preset_is_a_share_of_the_mean_error(data):
     before = apply(known, mel, embedding)
     for strength in (1.0, config.meta.strength):
         meta = dataclasses.replace(config.meta, strength=strength)
-        after = apply(adapt_to_listener(model, meta, known, batch), mel, embedding)
+        after = apply(
+            jax.jit(partial(adapt_to_listener, model, meta))(known, batch), mel, embedding
+        )
         for i in range(2):
             error = np.mean((labels - before)[..., i][labelled[..., i]])
             np.testing.assert_allclose((after - before)[..., i], strength * error, atol=1e-5)
