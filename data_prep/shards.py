@@ -278,6 +278,13 @@ def read_features(corpus: Corpus, songs: np.ndarray, progress: Progress | None =
     return Features(log_mel, embedding, feature_start, embedding_first)
 
 
+def features_of(corpus: Corpus, songs: np.ndarray) -> Features:
+    """The features of songs, and perhaps of others: those in memory, else read."""
+    if corpus.log_mel is None or corpus.embedding is None:
+        return read_features(corpus, np.unique(songs))
+    return Features(corpus.log_mel, corpus.embedding, corpus.song_start, corpus.embedding_first)
+
+
 _SONGS_AT_ONCE = 16
 
 

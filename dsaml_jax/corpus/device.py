@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.base import WINDOW_STEPS
-from data_prep.shards import Corpus, read_features
+from data_prep.shards import Corpus, features_of
 from dsaml_jax.base import SongBatch
 
 
@@ -64,16 +64,9 @@ def to_device(corpus: Corpus, target: np.ndarray, songs: np.ndarray | None = Non
       songs: indices of the songs whose features are needed, for a corpus whose features are on disk. Of
         the others nothing must be gathered. None: all.
     """
-    if corpus.log_mel is None:
-        wanted = np.arange(len(corpus.song_ids)) if songs is None else np.unique(songs)
-        features = vars(read_features(corpus, wanted))
-    else:
-        features = {
-            "log_mel": corpus.log_mel,
-            "embedding": corpus.embedding,
-            "feature_start": corpus.song_start,
-            "embedding_first": corpus.embedding_first,
-        }
+    features = vars(
+        features_of(corpus, np.arange(len(corpus.song_ids)) if songs is None else songs)
+    )
     arrays = {name: getattr(corpus, name) for name in _SHARED} | features | {"target": target}
     per_step = corpus.features.embedding_per == "step"
     return DeviceCorpus(

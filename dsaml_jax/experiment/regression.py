@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from data_prep.curves import labelled_mean
-from data_prep.shards import Corpus, read_features
+from data_prep.shards import Corpus, features_of
 from dsaml_jax.corpus import consensus_target, held_out
 from dsaml_jax.evaluation import Trial
+from dsaml_jax.models import FARTHEST
 
 Regressor = Literal["ridge", "svr"]
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -23,7 +24,6 @@ PENALTIES = tuple(10.0**power for power in range(7))
 COSTS = (0.3, 1.0, 3.0)
 """Of support vector regression: radial basis functions of 0.3 / width, and a tube of 0.05 that costs nothing."""
 
-_FARTHEST = 5.0
 _SONGS_AT_ONCE = 64
 
 
@@ -95,7 +95,7 @@ def _describe(corpus: Corpus, songs: np.ndarray, features: Sequence[str]) -> _De
     whole, each = [], []
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
-        read = read_features(corpus, np.sort(some))
+        read = features_of(corpus, some)
         rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
         for song in some:
             start, row = read.feature_start[song], read.embedding_first[song]
@@ -126,7 +126,7 @@ def _best(
     spread = np.where(spread > 1e-5, spread, 1.0)
 
     def standard(inputs: np.ndarray) -> np.ndarray:
-        return np.clip((inputs - mean) / spread, -_FARTHEST, _FARTHEST)
+        return np.clip((inputs - mean) / spread, -FARTHEST, FARTHEST)
 
     def error(predict: Predict) -> float:
         predicted = predict(standard(x_validation[checked]))

@@ -192,14 +192,15 @@ def levels_table(outcome: Outcome) -> Table | None:
     for column in columns:
         dimension = column.partition("_")[0]
         header += [f"{dimension} R²", f"minus {outcome.experiment.against}"]
-    explained: dict[
-        tuple[str, str], np.ndarray
-    ] = {}  # [seeds, songs, 1]: the mean over songs is R²
-    for column in columns:
-        _, variance = score_table(_squared(known, column), column, "song")
-        for name, judged in outcome.judged.items():
-            _, error = score_table(_squared(judged, column), column, "song")
-            explained[name, column] = 1.0 - error / variance.mean()
+    errors = {
+        (name, column): score_table(_squared(judged, column), column, "song")[1]
+        for name, judged in outcome.judged.items()
+        for column in columns
+    }
+    explained = {  # [seeds, songs, 1], of which the mean is R²
+        (name, column): 1.0 - error / errors["constant", column].mean()
+        for (name, column), error in errors.items()
+    }
     rows, marked = [], set()
     for number, name in enumerate(outcome.judged):
         cells = [name]

@@ -4,11 +4,13 @@ from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
 from dsaml_jax.models.building import Network, build_model, is_split, knows_batch_norm
 from dsaml_jax.models.dsaml import DSAML
+from dsaml_jax.models.levels import FARTHEST
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch, output_size
 
 __all__ = [
     "DSAML",
+    "FARTHEST",
     "DualScaleEncoder",
     "ImageBindAdapter",
     "Network",

@@ -194,9 +194,8 @@ class _Loop:
         self.log.state("validating", self.step)
         variables = to_variables(self.state.learned, self.state.batch_stats)
         scores = self.setup.validate(variables)
-        score = scores.get(
-            "score", float(self.step)
-        )  # where nothing is held out the latest is the best
+        # Where nothing is held out the latest is the best.
+        score = scores.get("score", float(self.step))
         if not math.isfinite(score):
             raise UsageError(f"the validation score is not finite after step {self.step}")
         if scores:
