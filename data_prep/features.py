@@ -40,9 +40,9 @@ class FeatureConfig:
       frame_ms: length of the Hann window and of the FFT.
       hop_ms: between frames; must divide the half second of a step.
       mel_bands: `M`.
-      embedding: `spectral`, eight statistics of every mel band: no weights, deterministic.
+      embedding: `spectral`, eight statistics of every mel band: nothing learned.
         `musicnn`, what a tagger that has heard a million songs makes of it; its weights come with this package.
-        `musicnn-spectral`, both, one behind the other.
+        `musicnn-spectral`, both, one behind the other: what tells most of real music without a download.
         `imagebind`, the audio tower of ImageBind at the rate it was trained on. `imagebind-reference`,
         the same read as the published implementation of DSAML does: at 44.1 kHz, only the annotated
         stretch of the file, repeated at its edges.
@@ -57,7 +57,7 @@ class FeatureConfig:
     frame_ms: int = 60
     hop_ms: int = 10
     mel_bands: int = 128
-    embedding: Embedding = "spectral"
+    embedding: Embedding = "musicnn-spectral"
     embedding_per: Literal["clip", "step"] = "clip"
     embedding_dtype: Literal["float32", "bfloat16"] = "float32"
     weights: str = ""
@@ -132,8 +132,8 @@ class FeatureConfig:
         return f"{frames}-{embedding}-{self.embedding_per}-{self.dtype}"
 
 
-TINY = FeatureConfig(hop_ms=50, mel_bands=32)
-"""11 x 32 patches: an eighteenth of the full front end's work."""
+TINY = FeatureConfig(hop_ms=50, mel_bands=32, embedding="spectral")
+"""11 x 32 patches, an eighteenth of the full front end's work, and no network behind them."""
 
 
 def window_starts(steps: int) -> np.ndarray:

@@ -111,7 +111,7 @@ def test_real_clips_through_the_main_job(real, tmp_path, capsys):
         return capsys.readouterr().out
 
     data, work, mine, out = (tmp_path / name for name in ("data", "run", "mine", "out"))
-    said = run("prepare", "deam", "--root", root, "--out", data, "--features", "tiny")
+    said = run("prepare", "deam", "--root", root, "--out", data, "--features", "tiny", "--embedding", "spectral")  # fmt: skip
     assert "1798 of 1802 annotated songs have no sound file" in said
     card = run("describe", "--data", data)
     for words in (r"songs +\| 1,802", r"points +\| 129,999 +\| 129,998", r"all +\| 4 "):
@@ -187,7 +187,8 @@ def test_convert(tmp_path, small_data, capsys):
     assert main(["convert", "reference", str(tmp_path / "model.pth"), "--out", str(out)]) == 0
     data = tmp_path / "data"
     root = str(small_data[0])
-    assert main(["prepare", "deam", "--root", root, "--out", str(data), "--songs", "8"]) == 0
+    prepare = ["prepare", "deam", "--root", root, "--out", str(data), "--songs", "8"]
+    assert main([*prepare, "--embedding", "spectral"]) == 0
     run = ["train", "--data", str(data), "--workdir", str(tmp_path / "run"), "--task", "dmer",
            "--steps", "1", f"--set=training.init_from={out}", "--set=training.batch_songs=1"]  # fmt: skip
     assert main(run) == 0
@@ -233,10 +234,8 @@ def test_wrong_folders_and_files(small_data, small_run, tmp_path, capsys):
 def test_features_that_do_not_fit_the_run(small_data, small_run, tmp_path, capsys):
     root, _ = small_data
     out = tmp_path / "full"
-    assert (
-        main(["prepare", "deam", "--root", str(root), "--out", str(out), "--songs", "4", "--quiet"])
-        == 0
-    )
+    prepare = ["prepare", "deam", "--root", str(root), "--out", str(out), "--songs", "4", "--quiet"]
+    assert main([*prepare, "--embedding", "spectral"]) == 0
     message = fails(capsys, "evaluate", "--data", out, "--workdir", small_run)
     assert "mel32" in message and "mel128" in message
 
@@ -319,7 +318,7 @@ def test_a_folder_that_cannot_be_written(small_data, small_run, real, capsys):
 @pytest.mark.parametrize("stage", ["composing", "features"])
 def test_ctrl_c_while_preparing_leaves_nothing_half_done(tmp_path, environment, stage):
     command = [*COMMAND, "prepare", "synthetic", "--root", str(tmp_path / "c"), "--out",
-               str(tmp_path / "d"), "--songs", "60"]  # fmt: skip
+               str(tmp_path / "d"), "--songs", "60", "--embedding", "spectral"]  # fmt: skip
     process = subprocess.Popen(
         command,
         env=environment,

@@ -326,7 +326,7 @@ def test_a_study_goes_through_prepare(tmp_path, capsys):
         sound = 0.1 * np.random.RandomState(0).randn(8000 * 41)
         soundfile.write(root / "audio" / f"{song}.ogg", sound, 8000)
     arguments = ["prepare", "folder", "--root", root, "--out", tmp_path / "out", "--features", "tiny",
-                 "--name", "my_study", "--workers", "1"]  # fmt: skip
+                 "--name", "my_study", "--workers", "1", "--embedding", "spectral"]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
     corpus = read_corpus(tmp_path / "out")
     assert corpus.name == "my_study" and set(corpus.song_ids) == {"one song", "two", "3"}

@@ -76,7 +76,7 @@ def quirky(tmp_path_factory):
             ratings.append(dataclasses.replace(everyone, annotator_id=name, arousal=np.float32(curves[0]), valence=np.float32(curves[1])))  # fmt: skip
         changed.append(dataclasses.replace(song, ratings=tuple(ratings)))
     annotated = dataclasses.replace(annotated, songs=tuple(changed))
-    prepare(annotated, folder / "data", FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8), workers=1)  # fmt: skip
+    prepare(annotated, folder / "data", FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8, embedding="spectral"), workers=1)  # fmt: skip
     return folder / "data"
 
 
@@ -224,7 +224,7 @@ def test_one_dimension_from_the_files_to_the_curves(tension, tmp_path, capsys):
         return capsys.readouterr().out
 
     data, work, mine, out = (tmp_path / name for name in ("data", "run", "mine", "out"))
-    run("prepare", "folder", "--root", tension, "--name", "tension", "--out", data, "--features", "tiny")  # fmt: skip
+    run("prepare", "folder", "--root", tension, "--name", "tension", "--out", data, "--features", "tiny", "--embedding", "spectral")  # fmt: skip
     card = read_card(next(data.rglob("dataset.json")).parent)
     assert "valence" not in card
     small = [f"--set={setting}" for setting in (*SMALL_MODEL, "training.folds=3")]

@@ -32,7 +32,7 @@ from data_prep.statistics import cronbach_alpha, describe_songs, pairwise_correl
 from data_prep.validation import check
 from tests.deam_files import AUDIO, AVERAGED, make_deam, write_static
 
-CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)
+CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8, embedding="spectral")
 
 
 def names(count, first=2, steps=60):

@@ -36,7 +36,7 @@ from dsaml_jax.corpus.batches import _draw_songs
 from dsaml_jax.corpus.folds import song_weights
 from tests.deam_files import AUDIO, make_deam
 
-CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8)
+CONFIG = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8, embedding="spectral")
 STEPS = {str(i): (60 + (i % 3) * 20, 60 + (i % 3) * 20) for i in range(2, 12)}
 
 
@@ -133,7 +133,7 @@ def test_data_prep_stands_alone():
 
 
 def test_features_of_other_settings_live_elsewhere(root, data):
-    other = FeatureConfig(sample_rate=8000, hop_ms=100, mel_bands=8)
+    other = FeatureConfig(sample_rate=8000, hop_ms=100, mel_bands=8, embedding="spectral")
     prepare(read_deam(root), data, other, limit=3, workers=1)
     with pytest.raises(DataError, match="several datasets"):
         read_corpus(data)

@@ -459,7 +459,7 @@ def test_what_is_exported_trains_the_next_model(studio, owner, tmp_path):
         np.testing.assert_allclose(both[known], drawn[: len(both)][known], atol=1e-4)
         assert found.audio is not None
     out = tmp_path / "data"
-    assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(out), "--features", "tiny", "--quiet"]) == 0  # fmt: skip
+    assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(out), "--features", "tiny", "--embedding", "spectral", "--quiet"]) == 0  # fmt: skip
     assert owner.get("/owner/export/../../study.sqlite").status_code == 404
 
 

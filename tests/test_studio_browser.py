@@ -194,7 +194,7 @@ def test_from_a_song_to_a_model_and_a_corpus(page, person, studio, tmp_path):
     song = next(song for song in corpus.songs if song.song_id == str(support.number))
     mine = next(r for r in song.ratings if r.annotator_id == f"listener{person.who.id:03d}")
     np.testing.assert_allclose(mine.arousal[:22], labels[30:52, 0], atol=1e-4)  # four decimals
-    assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(tmp_path / "data"), "--features", "tiny", "--quiet"]) == 0  # fmt: skip
+    assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(tmp_path / "data"), "--features", "tiny", "--embedding", "spectral", "--quiet"]) == 0  # fmt: skip
 
 
 def test_samples_carry_the_position_of_the_sound(page, person, studio):

@@ -40,7 +40,7 @@ def _convert_reference(options: argparse.Namespace) -> None:
     require_free(options.out)
     state_dict = convert.load_torch_file(options.file)
     model = convert.infer_config(state_dict)
-    features = FeatureConfig()
+    features = FeatureConfig(embedding="spectral")  # 1024 numbers, as ImageBind has
     if model.width != features.embedding_width:
         raise UsageError(
             f"{options.file}: width {model.width}; the features give {features.embedding_width} numbers"
@@ -52,8 +52,8 @@ def _convert_reference(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     console.say(f"converted: {options.out} (width {model.width}, {model.num_layers} layers)")
     console.say(
-        "the published model was trained on ImageBind embeddings; with the spectral embedding it is a start "
-        "for training (--set training.init_from=...), not a finished model"
+        "the published model was trained on ImageBind embeddings; with others (prepare --embedding spectral) it is a "
+        "start for training (--set training.init_from=...), not a finished model"
     )
 
 

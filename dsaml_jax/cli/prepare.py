@@ -14,11 +14,10 @@ from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from data_prep.base import AnnotatedCorpus
-    from data_prep.features import FeatureConfig
     from data_prep.writing import Engine
     from dsaml_jax.progress import Console
 
-from data_prep.features import EMBEDDINGS
+from data_prep.features import EMBEDDINGS, FeatureConfig
 from dsaml_jax.cli.arguments import LIMITS, Register, add_imagebind_weights, positive
 
 
@@ -37,8 +36,8 @@ def add(register: Register) -> None:
     prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there")  # fmt: skip
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
-    prepare.add_argument("--embedding", choices=EMBEDDINGS, default="spectral",
-                         help="global embedding\nspectral: statistics of the mel bands, no weights (default)\n"
+    prepare.add_argument("--embedding", choices=EMBEDDINGS, default=FeatureConfig.embedding,
+                         help="global embedding (default: %(default)s)\nspectral: statistics of the mel bands, nothing learned, fast\n"
                               "musicnn: what a music tagger hears; nothing to download\n"
                               "musicnn-spectral: both, side by side\n"
                               "imagebind: its audio tower, at the rate it was trained on\n"
@@ -208,7 +207,7 @@ MEANS_ONLY = ("pmemo",)
 
 
 def _feature_config(options: argparse.Namespace) -> FeatureConfig:
-    from data_prep.features import TINY, FeatureConfig, needs_imagebind
+    from data_prep.features import TINY, needs_imagebind
 
     weights = ""
     if needs_imagebind(options.embedding):

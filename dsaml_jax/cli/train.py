@@ -25,7 +25,7 @@ def add(register: Register) -> None:
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
     train.add_argument("--seed", type=int, help="of everything random (default: 0)")
     train.add_argument("--preset", choices=("reference", "default", "tiny", "levels"), default="default",
-                       help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny\nlevels: it, and how high songs lie; for real music, with --embedding musicnn-spectral too")  # fmt: skip
+                       help="reference: the published settings\ndefault: the same network, adapting as we found better\ntiny: for a CPU, with --features tiny\nlevels: it, and how high songs lie; for real music")  # fmt: skip
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                        help="any setting, e.g. --set meta.steps=4; a wrong key lists the known ones")  # fmt: skip
     train.add_argument("--distributed", action="store_true",

@@ -31,6 +31,7 @@ from dsaml_jax.convert import to_torch
 from dsaml_jax.listener import predict_song
 
 MINUTES = (1, 2, 5, 10, 20)
+CONFIG = FeatureConfig(embedding="spectral")
 
 
 def lengths(variables: dict, rounds: int) -> str:
@@ -89,7 +90,8 @@ def first_step(rounds: int) -> str:
         root = write_corpus(Path(folder) / "corpus", songs=60, annotators=30)
         command = [sys.executable, "-m", "dsaml_jax"]
         data = str(Path(folder) / "data")
-        prepare = [*command, "prepare", "synthetic", "--root", str(root), "--out", data, "--songs", "60", "--annotators", "30"]  # fmt: skip
+        prepare = [*command, "prepare", "synthetic", "--root", str(root), "--out", data, "--songs", "60", "--annotators", "30",
+                   "--embedding", "spectral"]  # fmt: skip
         subprocess.run([*prepare, "--quiet"], check=True)
         train = [*command, "train", "--data", data, "--preset", "reference", "--steps", "1", "--quiet",
                  "--set", "training.log_every=1", "--set", "training.validate_every=1",
@@ -131,7 +133,7 @@ def main() -> None:
         against_published(variables, minutes, rounds), "",
         "## 16 inner steps on one song of 45 s, and its curves, warm", "", adapting(variables, options.rounds), "",
         "## First step after the start, warm compile cache", "", first_step(options.rounds), "",
-        f"Features: {FeatureConfig().name}.", measured_on("jax", "torch"),
+        f"Features: {CONFIG.name}.", measured_on("jax", "torch"),
     ]  # fmt: skip
     write_result("inference", "\n".join(parts))
 

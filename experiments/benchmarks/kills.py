@@ -272,7 +272,8 @@ def killed_preparations(
 
 def prepare_command(root: Path, data: Path) -> list[str]:
     """Shards of a small corpus."""
-    return dsaml("prepare", "deam", "--root", root, "--out", data, "--features", "tiny")
+    tiny = ("--features", "tiny", "--embedding", "spectral")
+    return dsaml("prepare", "deam", "--root", root, "--out", data, *tiny)
 
 
 def main() -> None:
@@ -289,7 +290,7 @@ def main() -> None:
     out: Path = options.out
     os.environ.setdefault("DSAML_CACHE", str(out / "compiled"))
     finish(dsaml("prepare", "synthetic", "--root", out / "corpus", "--out", out / "composed",
-                 "--songs", "30", "--annotators", "15", "--features", "tiny"))  # fmt: skip
+                 "--songs", "30", "--annotators", "15", "--features", "tiny", "--embedding", "spectral"))  # fmt: skip
     finish(prepare_command(out / "corpus", out / "data"))
 
     counts: collections.Counter[tuple[str, str]] = collections.Counter()

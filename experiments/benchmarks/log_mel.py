@@ -14,7 +14,7 @@ from timing import interleaved, measured_on, table, write_result
 
 from data_prep.features import FeatureConfig, log_mel
 
-CONFIG = FeatureConfig()
+CONFIG = FeatureConfig(embedding="spectral")
 SECONDS = 45
 ROUNDS = 25
 

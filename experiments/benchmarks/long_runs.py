@@ -186,7 +186,12 @@ def preparing(scratch: Path, songs: int) -> Rows:
 
         yield update
 
-    prepare(read_folder(scratch / "study"), scratch / "prepared", FeatureConfig(), display=watch)
+    prepare(
+        read_folder(scratch / "study"),
+        scratch / "prepared",
+        FeatureConfig(embedding="spectral"),
+        display=watch,
+    )
     return rows
 
 

@@ -36,7 +36,7 @@ from data_prep.synthetic import PROVENANCE, read_synthetic, write_corpus
 from data_prep.validation import Checked
 from data_prep.writing import Shard, write_shard
 
-CONFIG = FeatureConfig()
+CONFIG = FeatureConfig(embedding="spectral")
 SONGS = 60
 MEMORY_COPIES = 10
 CLIPS = 1700

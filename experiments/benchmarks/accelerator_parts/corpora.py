@@ -15,6 +15,9 @@ from data_prep.shards import Corpus
 from dsaml_jax.config import RunConfig, preset
 from dsaml_jax.corpus import Drawn, TaskArrays, batches, drawing, held_out, pool_of, to_device
 
+FEATURES = FeatureConfig(embedding="spectral")
+"""1,024 numbers, as many as ImageBind's."""
+
 
 class MemoryCorpus:
     """Features and curves of songs that everybody rated, in numpy and on the device.
@@ -55,7 +58,7 @@ class MemoryCorpus:
 def made_up(songs: int, annotators: int, steps: int) -> Corpus:
     """A corpus of `songs` songs of `steps` half seconds, each rated by all the annotators."""
     random = np.random.default_rng(0)
-    features = FeatureConfig()
+    features = FEATURES
     starts = np.arange(0, steps - WINDOW_STEPS + 1, WINDOW_HOP, dtype=np.int32)
     windows, count = len(starts), songs * annotators
     patches = random.standard_normal(
@@ -100,7 +103,7 @@ def run_config(size: Size) -> RunConfig:
     """The reference's settings at this size, without dropout."""
     reference = preset("reference")
     return RunConfig(
-        model=dataclasses.replace(size.model, embedding_width=FeatureConfig().embedding_width),
+        model=dataclasses.replace(size.model, embedding_width=FEATURES.embedding_width),
         meta=dataclasses.replace(
             reference.meta, tasks=size.tasks, steps=size.steps, query_songs=size.queries,
             min_songs=size.queries + 1,
