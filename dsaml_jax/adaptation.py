@@ -81,7 +81,7 @@ def to_learned(config: MetaConfig, variables: Mapping[str, Any]) -> PyTree:
     names = adapting_names(config, variables)
     if names == [f"{HEAD}/bias"] and "level" in variables["params"]:
         raise UsageError(
-            f"meta.adapts={config.adapts} moves nothing in a model with model.level_width: level/out/bias says how high its "
+            f"meta.adapts={config.adapts} moves nothing in a model with model.level_centres: level/bias says how high its "
             "curves lie"
         )
     if not names:

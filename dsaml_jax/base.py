@@ -81,9 +81,8 @@ class ModelConfig:
       use_adapter: ablation; without it the global embedding is not read.
       standardize: inputs are standardised, each mel band and each number of the embedding by its mean and spread in the
         songs of training, see :class:`dsaml_jax.models.levels.Standardizer`. Not in the paper.
-      level_width: hidden width of the head that adds the level of both curves from the global embedding; 0: none, as in
-        the paper.
-      level_dropout: rate in that head.
+      level_centres: songs, at most, that the head which adds the level of both curves is fitted on, see
+        :class:`dsaml_jax.models.levels.LevelHead`; needs `standardize`. 0: no such head, as in the paper.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
       class_: `package.module:Class` of another network, see :func:`dsaml_jax.models.build_model`; empty: DSAML.
@@ -106,8 +105,7 @@ class ModelConfig:
     use_global: bool = True
     use_adapter: bool = True
     standardize: bool = False
-    level_width: int = 0
-    level_dropout: float = 0.5
+    level_centres: int = 0
     diagonal_weight: float = 1.0
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
@@ -126,18 +124,19 @@ class ModelConfig:
                 f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
         check_choices(self, "model")
-        if not 0 <= self.level_width <= _LARGEST["width"]:
+        if not 0 <= self.level_centres <= _LARGEST["width"]:
             raise UsageError(
-                f"model.level_width {self.level_width} must be from 0 to {_LARGEST['width']}"
+                f"model.level_centres {self.level_centres} must be from 0 to {_LARGEST['width']}"
             )
-        for name in ("dropout", "level_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise UsageError(f"model.{name} {getattr(self, name)} must be in [0, 1)")
+        if self.level_centres and not self.standardize:
+            raise UsageError("model.level_centres needs model.standardize=true")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UsageError(f"model.dropout {self.dropout} must be in [0, 1)")
 
     @property
     def draws(self) -> bool:
         """Whether training needs keys: for dropout, or whatever a network of one's own does where it trains."""
-        return self.dropout > 0.0 or bool(self.class_) or self.level_width * self.level_dropout > 0
+        return self.dropout > 0.0 or bool(self.class_)
 
     @property
     def contexts(self) -> tuple[int, ...]:

@@ -246,7 +246,7 @@ PRESETS: dict[str, RunConfig] = {
 }
 PRESETS["levels"] = dataclasses.replace(
     PRESETS["tiny"],
-    model=dataclasses.replace(PRESETS["tiny"].model, standardize=True, level_width=128),
+    model=dataclasses.replace(PRESETS["tiny"].model, standardize=True, level_centres=2048),
     # One step that takes the mean error away, gone a share of the way: what one song of a person tells of another.
     meta=dataclasses.replace(
         PRESETS["tiny"].meta,
@@ -254,7 +254,7 @@ PRESETS["levels"] = dataclasses.replace(
         steps=1,
         learning_rate=0.5,
         strength=0.3,
-        adapts="level/out/bias",
+        adapts="level/bias",
     ),
     training=dataclasses.replace(
         PRESETS["tiny"].training, batch_songs=64, squared_error_weight=8.0, choose_by="rmse"

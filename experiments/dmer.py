@@ -11,9 +11,9 @@ ABLATIONS = {
 }
 
 LEVELS = (
-    "model.standardize=true", "model.level_width=128", "training.squared_error_weight=8", "training.batch_songs=64",
+    "model.standardize=true", "model.level_centres=2048", "training.squared_error_weight=8", "training.batch_songs=64",
     "training.choose_by=rmse", "meta.algorithm=fomaml", "meta.steps=1", "meta.learning_rate=0.5", "meta.strength=0.3",
-    "meta.adapts=level/out/bias",
+    "meta.adapts=level/bias",
 )  # fmt: skip
 """What `--preset levels` has and `--preset tiny` has not."""
 

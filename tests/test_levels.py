@@ -20,20 +20,21 @@ from dsaml_jax.adaptation import adapt_to_listener, to_learned
 from dsaml_jax.base import SongBatch
 from dsaml_jax.cli import entry
 from dsaml_jax.config import PRESETS, preset, with_settings
-from dsaml_jax.corpus import Fold, held_out, input_statistics
+from dsaml_jax.corpus import Fold, consensus_target, held_out, input_statistics, song_weights
 from dsaml_jax.losses import dsaml_loss
 from dsaml_jax.models.levels import FARTHEST
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import load_model, read_metrics
 from dsaml_jax.training import train
+from dsaml_jax.training.levels import PENALTIES, fit_levels, kernel_ridge
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 from tests.test_metrics import reference
 
 CONFIG = ModelConfig(
     width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0, max_position=16, embedding_width=6,
-    standardize=True, level_width=4,
+    standardize=True, level_centres=4,
 )  # fmt: skip
-LEVELS = ("model.standardize=true", "model.level_width=4", "training.batch_ccc_weight=1")
+LEVELS = ("model.standardize=true", "model.level_centres=8", "training.batch_ccc_weight=1")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,16 @@ def data():
 
 @pytest.fixture(scope="module")
 def variables(data):
-    return jax.jit(DSAML(CONFIG).init)(jax.random.key(0), *data)
+    made = jax.jit(DSAML(CONFIG).init)(jax.random.key(0), *data)
+    made["batch_stats"]["level"] = LEVEL
+    return made
+
+
+LEVEL = {
+    "centres": np.random.RandomState(5).randn(4, 6).astype(np.float16),
+    "weights": np.random.RandomState(6).randn(4, 2).astype(np.float32),
+    "gamma": np.float32(0.02),
+}
 
 
 @jax.jit
@@ -79,8 +89,8 @@ def test_an_odd_song_counts_no_more_than_five_deviations(data, variables):
 def test_the_head_moves_whole_curves(data, variables):
     """One embedding a window: a constant is added. One a step: what each step's says."""
     mel, embedding = data
-    bias = jax.tree.map(jnp.zeros_like, variables["params"]["level"])
-    silent = {**variables, "params": {**variables["params"], "level": bias}}
+    without = {**LEVEL, "weights": np.zeros((4, 2), np.float32)}
+    silent = {**variables, "batch_stats": {**variables["batch_stats"], "level": without}}
     added = apply(variables, mel, embedding) - apply(silent, mel, embedding)
     assert np.abs(added).max() > 1e-3
     np.testing.assert_allclose(added, np.broadcast_to(added[:, :1], added.shape), atol=1e-5)
@@ -98,13 +108,13 @@ def test_parts_apart_are_the_whole(data, variables):
 
 def test_the_published_model_has_neither():
     defaults = ModelConfig()
-    assert not defaults.standardize and not defaults.level_width
+    assert not defaults.standardize and not defaults.level_centres
     published = preset("reference").training
     assert published.squared_error_weight == published.batch_ccc_weight == 0.0
 
 
 @pytest.mark.parametrize(
-    "setting", ["model.level_width=-1", "model.level_width=99999999", "model.level_dropout=1",
+    "setting", ["model.level_centres=-1", "model.level_centres=99999999", "model.level_centres=8", "model.dropout=1",
                 "training.folds=1:training.song_folds=5", "training.batch_ccc_weight=-1", "training.squared_error_weight=nan"],
 )  # fmt: skip
 def test_settings_that_are_none(setting):
@@ -114,8 +124,10 @@ def test_settings_that_are_none(setting):
 
 def test_what_cannot_move_the_level_is_refused(variables):
     """In training, and where a person's song is adapted to: by a model of everyone too."""
-    config = with_settings(preset("tiny"), ["model.level_width=4", "training.task=dmer"])
-    with pytest.raises(UsageError, match="level/out/bias"):
+    config = with_settings(
+        preset("tiny"), ["model.standardize=true", "model.level_centres=4", "training.task=dmer"]
+    )
+    with pytest.raises(UsageError, match="level/bias"):
         to_learned(config.meta, {"params": variables["params"]})
 
 
@@ -174,7 +186,7 @@ def test_statistics_are_those_of_training_and_stay(small_data, tmp_path):
     dmer = with_settings(preset("tiny"), [*SMALL_DMER, *LEVELS, "training.steps=2", "training.validate_every=2"])  # fmt: skip
     train(dmer, corpus, tmp_path / "dmer")
     begun = f"training.init_from={tmp_path / 'dmer'}"
-    pdmer = with_settings(preset("tiny"), [*SMALL_MODEL, *LEVELS[:2], "meta.adapts=level/out/bias", begun, "training.steps=2", "training.validate_every=2"])  # fmt: skip
+    pdmer = with_settings(preset("tiny"), [*SMALL_MODEL, *LEVELS[:2], "meta.adapts=level/bias", begun, "training.steps=2", "training.validate_every=2"])  # fmt: skip
     train(pdmer, corpus, tmp_path / "pdmer")
     part = held_out(corpus)["train"]
     steps = [np.arange(corpus.song_steps[song]) + corpus.song_start[song] for song in part.songs]
@@ -187,8 +199,76 @@ def test_statistics_are_those_of_training_and_stay(small_data, tmp_path):
     both = (load_model(tmp_path / run).variables["batch_stats"] for run in ("dmer", "pdmer"))
     jax.tree.map(
         np.testing.assert_array_equal,
-        *({name: stats[name] for name in ("log_mel_input", "embedding_input")} for stats in both),
+        *(
+            {name: stats[name] for name in ("log_mel_input", "embedding_input", "level")}
+            for stats in both
+        ),
     )
+
+
+@pytest.mark.parametrize("most", [8, 100])
+def test_levels_are_kernel_ridge_regression_on_the_songs_of_training(small_data, most):
+    """Against scikit-learn's, with a penalty for each song; a person who is held out has no say."""
+    from sklearn.kernel_ridge import KernelRidge
+
+    corpus = read_corpus(small_data[1])
+    part = held_out(corpus)["train"]
+    songs = part.songs if most > len(part.songs) else part.songs[np.linspace(0, len(part.songs) - 1, most).astype(int)]  # fmt: skip
+    mean, spread = input_statistics(corpus, part.songs)["embedding"]
+    fitted = fit_levels(corpus, part, (mean, spread), most)
+    assert fitted["centres"].shape == (most, 256) and fitted["centres"].dtype == np.float16
+    first, count = corpus.embedding_first[songs], corpus.window_count[songs]
+    raw = [corpus.embedding[a : a + n].mean(axis=0) for a, n in zip(first, count, strict=True)]
+    x = np.clip((np.stack(raw) - mean) / spread, -FARTHEST, FARTHEST)
+    # A thousandth of a number up to 5.
+    np.testing.assert_allclose(fitted["centres"][: len(songs)], x, atol=3e-3)
+    assert not fitted["weights"][len(songs) :].any()
+    target = consensus_target(corpus, part)
+    levels = np.stack([np.nanmean(target[corpus.song_start[s] :][: corpus.song_steps[s]], axis=0) for s in songs])  # fmt: skip
+    share = song_weights(corpus, part, songs)
+    bias = np.average(levels, axis=0, weights=share)
+    np.testing.assert_allclose(fitted["bias"], bias, rtol=1e-5)
+    for dimension in range(2):
+        found = [
+            KernelRidge(alpha=penalty, kernel="rbf", gamma=float(fitted["gamma"]))
+            .fit(
+                fitted["centres"][: len(songs)].astype(float), (levels - bias)[:, dimension], share
+            )
+            .dual_coef_
+            for penalty in PENALTIES
+        ]
+        weights = fitted["weights"][: len(songs), dimension]
+        assert min(np.abs(weights - other).max() for other in found) < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_penalty_is_the_one_that_leaving_out_one_finds(seed):
+    """By doing so."""
+    random = np.random.RandomState(seed)
+    x, counted = random.randn(30, 3), random.uniform(0.3, 1.0, 30)
+    kernel = np.exp(-0.1 * np.square(x[:, None] - x).sum(-1))
+    y = np.sin(2 * x[:, 0]) + (0.1, 0.5, 2.0)[seed] * random.randn(30)
+
+    def weights(penalty, kept):
+        ridge = kernel[np.ix_(kept, kept)] + np.diag(penalty / counted[kept])
+        return np.linalg.solve(ridge, y[kept])
+
+    def error(penalty):
+        kept = [np.delete(np.arange(30), i) for i in range(30)]
+        errors = [y[i] - kernel[i, k] @ weights(penalty, k) for i, k in enumerate(kept)]
+        return np.average(np.square(errors), weights=counted)
+
+    expected = weights(min(PENALTIES, key=error), np.arange(30))
+    np.testing.assert_allclose(kernel_ridge(kernel, y, counted), expected, atol=1e-8)
+
+
+def test_the_head_says_what_was_fitted(data, variables):
+    """The formula in float64; float32 of numbers up to 1, four of them."""
+    mel, embedding = data
+    x = np.clip(embedding[:, 0].astype(np.float64), -FARTHEST, FARTHEST)
+    squares = np.square(x[:, None] - LEVEL["centres"].astype(np.float64)).sum(-1)
+    expected = np.exp(-LEVEL["gamma"] * squares) @ LEVEL["weights"]
+    np.testing.assert_allclose(apply(variables, mel, embedding).mean(axis=1), expected, atol=1e-5)
 
 
 def test_an_input_that_never_moves_is_no_division_by_zero(small_data):

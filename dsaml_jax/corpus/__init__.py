@@ -1,8 +1,8 @@
 """A prepared corpus for training: who is held out, tasks, and batches on the device.
 
 `Corpus` (numpy, from `data_prep.shards`) says what there is. `folds` deals songs and people to training, validation and test; `windows`
-says which windows may be drawn; `inputs` what features are like; `tasks` draws annotators as tasks; `device` holds the arrays that a jitted step gathers from; `batches`
-feeds steps from memory or from disk; `seen` keeps what a model was trained on.
+says which windows may be drawn; `inputs` what features are like; `tasks` draws annotators as tasks; `device` holds the
+arrays that a jitted step gathers from; `batches` feeds steps from memory or from disk; `seen` keeps what a model was trained on.
 """
 
 from dsaml_jax.corpus.batches import Drawn, TaskArrays, WindowArrays, batches, drawing
@@ -17,8 +17,9 @@ from dsaml_jax.corpus.folds import (
     held_out,
     identity,
     recordings,
+    song_weights,
 )
-from dsaml_jax.corpus.inputs import input_statistics
+from dsaml_jax.corpus.inputs import input_statistics, song_embeddings
 from dsaml_jax.corpus.seen import Overlap, Seen, require_unseen, seen_in
 from dsaml_jax.corpus.tasks import (
     TaskBatch,
@@ -60,6 +61,8 @@ __all__ = [
     "require_unseen",
     "same_song_tasks",
     "seen_in",
+    "song_embeddings",
+    "song_weights",
     "to_device",
     "uniform_stream",
     "windows_to_draw",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_prep.shards import Corpus, read_features
+from data_prep.shards import Corpus, features_of, read_features
 
 _SONGS_AT_ONCE = 8
 _CONSTANT = 1e-5
@@ -37,3 +37,16 @@ def input_statistics(corpus: Corpus, songs: np.ndarray) -> dict[str, tuple[np.nd
         spread = np.where(spread > _CONSTANT, spread, 1.0)
         found[name] = mean.astype(np.float32), spread.astype(np.float32)
     return found
+
+
+def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
+    """`[songs, E]` float64: of each song the mean over its windows, or steps."""
+    rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
+    means = []
+    for first in range(0, len(songs), _SONGS_AT_ONCE):
+        some = songs[first : first + _SONGS_AT_ONCE]
+        read = features_of(corpus, some)
+        for song in some:
+            row = read.embedding_first[song]
+            means.append(read.embedding[row : row + rows[song]].mean(axis=0, dtype=np.float64))
+    return np.stack(means)

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, features_of
-from dsaml_jax.corpus import consensus_target, held_out
+from dsaml_jax.corpus import consensus_target, held_out, song_embeddings
 from dsaml_jax.evaluation import Trial
 from dsaml_jax.models import FARTHEST
 
@@ -92,18 +92,17 @@ def _describe(corpus: Corpus, songs: np.ndarray, features: Sequence[str]) -> _De
     widths = corpus.features.embedding_parts
     ends = dict(zip(widths, np.cumsum(list(widths.values())), strict=True))
     kept = np.concatenate([np.arange(ends[name] - widths[name], ends[name]) for name in features])
-    whole, each = [], []
+    each = []
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
         read = features_of(corpus, some)
-        rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
         for song in some:
-            start, row = read.feature_start[song], read.embedding_first[song]
+            start = read.feature_start[song]
             patches = read.log_mel[start : start + corpus.song_steps[song]].astype(np.float64)
             bands = np.concatenate([patches.mean(axis=1), patches.std(axis=1)], axis=-1)
             each.append(bands - bands.mean(axis=0))
-            whole.append(read.embedding[row : row + rows[song], kept].astype(np.float64).mean(axis=0))  # fmt: skip
-    return _Described(np.stack(whole), np.concatenate(each), corpus.song_steps[songs])
+    whole = song_embeddings(corpus, songs)[:, kept]
+    return _Described(whole, np.concatenate(each), corpus.song_steps[songs])
 
 
 def _curve(corpus: Corpus, target: np.ndarray, song: int) -> np.ndarray:

@@ -25,9 +25,9 @@ class DSAML(nn.Module):
     `__call__` is :meth:`encode` followed by :meth:`predict`. Long songs call them apart: the front
     end once per half-second step, the rest once per window.
 
-    With `config.standardize` the inputs are standardised first. With `config.level_width` a head of its own says the level of
-    both curves, and all that is described here only how they move: as many parameters as this has learn the level of every
-    song of training by heart. The published model has neither.
+    With `config.standardize` the inputs are standardised first. With `config.level_centres` a head of its own says the level
+    of both curves, and all that is described here only how they move: as many parameters as this has learn the level of
+    every song of training by heart. The published model has neither.
 
     Inputs are rounded to the dtype of `config.activations`, which every layer hands on; curves and
     attention are float32.
@@ -49,8 +49,8 @@ class DSAML(nn.Module):
         self.predictor = SequencePredictor(config.width, config.dropout)
         if config.standardize:
             self.log_mel_input, self.embedding_input = Standardizer(), Standardizer()
-        if config.level_width:
-            self.level = LevelHead(config.level_width, config.level_dropout)
+        if config.level_centres:
+            self.level = LevelHead(config.level_centres)
 
     def __call__(
         self,
@@ -116,9 +116,8 @@ class DSAML(nn.Module):
             attention = jnp.zeros(maps, summed.dtype)
         mixed = self._rounded(nn.sigmoid(summed))
         curves = self.predictor(mixed, deterministic=not train, present=present)
-        if self.config.level_width:
-            level = self.level(self._rounded(global_embedding), deterministic=not train)
-            curves = centred(curves, present) + level
+        if self.config.level_centres:
+            curves = centred(curves, present) + self.level(global_embedding)
         return ModelOutput(arousal=curves[..., 0], valence=curves[..., 1], attention=attention)
 
     def _rounded(self, x: jax.Array) -> jax.Array:

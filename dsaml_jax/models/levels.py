@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dsaml_jax.models.layers import Linear, widened
+from dsaml_jax.models.layers import widened
 
 FARTHEST = 5.0
 """Standard deviations beyond which an input says no more: one odd song does not decide."""
@@ -30,22 +30,38 @@ class Standardizer(nn.Module):
 
 
 class LevelHead(nn.Module):
-    """Two dense layers from the global embedding to the level of both curves.
+    """The level of both curves by kernel ridge regression on the global embedding (Saunders et al. 1998), and a bias.
+
+    `bias + sum_i weights[i] exp(-gamma |x - centres[i]|^2)`. Gradient descent on a network of as many numbers does worse:
+    a thousand songs are few. Centres (the songs of training), weights and gamma are in the collection `batch_stats`, where
+    :func:`dsaml_jax.training.levels.fit_levels` puts them before training, and stay; the bias is a parameter. A new model's
+    weights are 0.
 
     Attributes:
-      width: of the hidden layer.
-      dropout: rate on the embedding, and on the hidden layer.
+      centres: `N`, how many songs there is room for.
     """
 
-    width: int
-    dropout: float
+    centres: int
 
     @nn.compact
-    def __call__(self, embedding: jax.Array, *, deterministic: bool) -> jax.Array:
+    def __call__(self, embedding: jax.Array) -> jax.Array:
         """`[B, 1 or T, E]` to `[B, 1 or T, 2]`, in float32."""
-        drop = nn.Dropout(self.dropout, deterministic=deterministic)
-        hidden = nn.relu(Linear(self.width, name="hidden")(drop(embedding)))
-        return Linear(2, name="out")(widened(drop(hidden)))
+        width = embedding.shape[-1]
+        # float16: half of the space, and a thousandth of a standard deviation is exact enough.
+        centres = self.variable(
+            "batch_stats", "centres", jnp.zeros, (self.centres, width), jnp.float16
+        )
+        weights = self.variable("batch_stats", "weights", jnp.zeros, (self.centres, 2))
+        gamma = self.variable("batch_stats", "gamma", jnp.zeros, ())
+        bias = self.param("bias", nn.initializers.zeros, (2,))
+        x = widened(embedding)
+        c = centres.value.astype(x.dtype)
+        # Squares nearly cancel: TF32 or bfloat16, which accelerators may take for this product, would show.
+        products = jnp.einsum("bte,ne->btn", x, c, precision=jax.lax.Precision.HIGHEST)
+        squares = jnp.square(x).sum(-1, keepdims=True) - 2.0 * products + jnp.square(c).sum(-1)[None, None]  # fmt: skip
+        likeness = jnp.exp(-gamma.value * jnp.maximum(squares, 0.0))
+        level = jnp.einsum("btn,nd->btd", likeness, weights.value, precision=jax.lax.Precision.HIGHEST)  # fmt: skip
+        return level + bias[None, None]
 
 
 def centred(curves: jax.Array, present: jax.Array | None) -> jax.Array:

@@ -37,6 +37,7 @@ from dsaml_jax.runs import (
     variables_like,
     write_run_info,
 )
+from dsaml_jax.training.levels import fit_levels
 from dsaml_jax.training.start import Setup, require_ours
 from dsaml_jax.training.steps import (
     TrainState,
@@ -94,11 +95,18 @@ def initial_state(setup: Setup) -> TrainState:
     else:
         variables = jax.jit(lambda key: initial_variables(model, corpus.features, key))(key)
         if config.model.standardize:
-            songs = held_out(corpus, fold_of(config.training))["train"].songs
-            for name, (mean, spread) in input_statistics(corpus, songs).items():
+            part = held_out(corpus, fold_of(config.training))["train"]
+            statistics = input_statistics(corpus, part.songs)
+            for name, (mean, spread) in statistics.items():
                 place = variables["batch_stats"].get(f"{name}_input")
                 if place is not None:  # a network of the user's own may have none
                     place |= {"mean": mean, "spread": spread}
+            if "level" in variables["batch_stats"]:
+                fitted = fit_levels(
+                    corpus, part, statistics["embedding"], config.model.level_centres
+                )
+                variables["params"]["level"]["bias"] = fitted.pop("bias")
+                variables["batch_stats"]["level"] = fitted
     learned = variables["params"]
     if config.training.task == "pdmer":  # rates that another run learned belonged to its algorithm
         learned = to_learned(config.meta, {"params": learned})
