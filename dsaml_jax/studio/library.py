@@ -16,7 +16,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from data_prep.analysis import Embed, SongAnalysis, SongFeatures, analyse, finish
-from data_prep.audio import AUDIO_SUFFIXES, load_audio, open_sound, sound_files
+from data_prep.audio import AUDIO_SUFFIXES, load_audio, read_sound, sound_files
 from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.features import FeatureConfig
 from data_prep.reading import id_order
@@ -236,8 +236,7 @@ def _limit() -> None:
 
 def _inspect(path: Path) -> tuple[str, float]:
     """Digest of a file's bytes, and its length in seconds."""
-    with open_sound(path) as sound:
-        seconds = sound.frames / sound.samplerate
+    seconds = read_sound(path, lambda sound: sound.frames / sound.rate)
     if not MIN_SECONDS <= seconds <= LONGEST_SECONDS:
         raise DataError(
             f"{path}: {seconds:.1f} s; songs of {MIN_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"
