@@ -109,29 +109,30 @@ def read_sound(path: Path, use: Callable[[Sound], T]) -> T:
 
     Args:
       path: of the file.
-      use: gets the sound. What it raises is raised.
+      use: gets the sound. What it raises is raised, a :class:`~data_prep.decoding.Damaged` with the file's name.
 
     Raises:
       DataError: no such file, over a limit, or nothing that can be decoded, also as far as the function reads.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such sound file")
-    why = ""
+    why = []
     with path.open("rb", buffering=0) as file:  # libsndfile moves in it, behind Python's back
         for opening in (open_sndfile, open_ffmpeg):
-            another = True
+            last = opening is open_ffmpeg
             try:
                 with opening(file) as sound:
-                    another = sound.may_be_given_up
+                    last = not sound.may_be_given_up
                     _require_within_limits(path, sound)
                     return use(sound)
             except Damaged as error:
-                raise DataError(f"{path}: {error}") from None
+                if last:
+                    raise DataError(f"{path}: {error}") from None
             except Undecodable as error:
-                why = f"{why}; {error}" if why else str(error)
-            if not another:
+                why.append(str(error))
+            if last:
                 break
-    raise DataError(f"{path}: not a sound file this can decode ({why})")
+    raise DataError(f"{path}: not a sound file this can decode ({'; '.join(why)})")
 
 
 def _require_within_limits(path: Path, sound: Sound) -> None:
@@ -194,8 +195,8 @@ def _decode(path: Path, sound: Sound) -> tuple[np.ndarray, int]:
     if not filled:
         raise DataError(f"{path}: holds no samples")
     if claimed - filled > CUT_SECONDS * rate and sound.counted:
-        raise DataError(
-            f"{path}: cut off; it claims {claimed / rate:.1f} s of sound and has {filled / rate:.1f} s"
+        raise Damaged(
+            f"cut off; it claims {claimed / rate:.1f} s of sound and has {filled / rate:.1f} s"
         )
     peak = max(float(waveform.max()), -float(waveform.min()))  # NaN passes through both
     if not math.isfinite(peak):

@@ -21,7 +21,7 @@ from data_prep.base import (
     Song,
     shuffled,
 )
-from data_prep.decoding import Sound
+from data_prep.decoding import Damaged, Sound
 from data_prep.parallel import Progress, parallel_map
 
 TOLERATED_SECONDS = 1.0
@@ -201,7 +201,8 @@ def _check_end(song: Song, path: Path, sound: Sound) -> float:
     """Reads the last moment that is needed; returns how many seconds there should be.
 
     Raises:
-      DataError: what is wrong with the file.
+      DataError: it is too short.
+      Damaged: it is cut off.
     """
     claimed: float = sound.frames / sound.rate
     if claimed < MIN_SECONDS:
@@ -210,5 +211,5 @@ def _check_end(song: Song, path: Path, sound: Sound) -> float:
         return claimed
     needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
     if not sound.reaches(int((needed - _TAIL_SECONDS) * sound.rate)):
-        raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
+        raise Damaged(f"cut off; it claims {claimed:.1f} s of sound")
     return claimed

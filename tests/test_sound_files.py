@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from scipy.signal import correlate, resample_poly
 
-from data_prep import audio, ffmpeg
+from data_prep import audio, decoding, ffmpeg
 from data_prep.audio import AUDIO_SUFFIXES, files_below, load_audio, songs_below
 from data_prep.base import DataError
 from data_prep.folder import read_folder
@@ -67,6 +67,17 @@ def test_opus_that_libsndfile_gives_up_on(tmp_path):
     waveform, rate = load_audio(path)
     late, *_ = lag(waveform, rate, music().mean(axis=0))
     assert abs(late) < 1e-3 and abs(len(waveform) / rate - 6.0) < 0.01
+
+
+def test_opus_that_libsndfile_ends_early(tmp_path, monkeypatch):
+    """Without an error it may stop, too: then it is read from the beginning by the other."""
+    path = make(tmp_path, "opus.ogg")
+    blocks = decoding._SndFile.blocks
+    monkeypatch.setattr(
+        decoding._SndFile, "blocks", lambda sound: (block[:96_000] for block in blocks(sound))
+    )
+    waveform, rate = load_audio(path)
+    assert abs(len(waveform) / rate - 6.0) < 0.01
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf"])
