@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from data_prep.base import DataError
+from data_prep.decoding import CUT_SECONDS, Damaged, Sound, Undecodable, open_sndfile
+from data_prep.ffmpeg import open_ffmpeg
 
-if TYPE_CHECKING:
-    import soundfile
+T = TypeVar("T")
 
-AUDIO_SUFFIXES = (".mp3", ".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au")
-"""Looked for in this order. libsndfile decides by content what it can decode."""
+AUDIO_SUFFIXES = (
+    ".mp3", ".wav", ".flac", ".ogg", ".opus", ".aiff", ".aif", ".au", ".m4a", ".aac", ".wma", ".caf", ".oga", ".weba",
+    ".m4b", ".mka", ".wv", ".ape", ".tta", ".webm", ".mp4", ".mkv", ".mov", ".3gp",
+)  # fmt: skip
+"""Looked for in this order. What can be decoded is decided by content, not by these."""
 
 RATES = (2_000, 384_000)
 """Sampling rates accepted, in Hz."""
@@ -33,11 +36,6 @@ memory and the time of decoding: 10 kB of FLAC can hold hours of silence in eigh
 
 MAX_PEAK = 1e10
 """Samples beyond this are no sound: their power would overflow float32. Integers as they are reach 2e9."""
-
-CUT_SECONDS = 1.0
-"""A file whose sound ends this much before it says has been cut off."""
-
-_BLOCK_SAMPLES = 1 << 20
 
 
 def max_seconds() -> float:
@@ -66,13 +64,23 @@ def without_suffix(name: str) -> str:
 
 def sound_files(folder: Path) -> dict[str, Path]:
     """Name without suffix (in Unicode's composed form) to file; earlier suffixes of AUDIO_SUFFIXES win."""
+    return _by_name((path.stem, path) for path in sorted(folder.iterdir()))
+
+
+def songs_below(folder: Path) -> dict[str, Path]:
+    """The same of :func:`files_below`, the names with the folders in between: `album/song`."""
+    files = ((path.relative_to(folder), path) for path in files_below(folder))
+    return _by_name((inside.with_suffix("").as_posix(), path) for inside, path in files)
+
+
+def _by_name(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     rank = {suffix: i for i, suffix in enumerate(AUDIO_SUFFIXES)}
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for stem, path in named:
         suffix = path.suffix.lower()
         if suffix not in rank:
             continue
-        name = unicodedata.normalize("NFC", path.stem)  # macOS stores names decomposed
+        name = unicodedata.normalize("NFC", stem)  # macOS stores names decomposed
         known = found.get(name)
         if known is None or rank[suffix] < rank[known.suffix.lower()]:
             found[name] = path
@@ -92,46 +100,62 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-@contextmanager
-def open_sound(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Opens a sound file that is within the limits by what its header says.
+def read_sound(path: Path, use: Callable[[Sound], T]) -> T:
+    """Opens a sound file that is within the limits by what its header says, and calls a function with it.
+
+    libsndfile comes first, so that what it decodes is the same samples as ever; FFmpeg's decoders get what it does not
+    know. Ogg Opus as FFmpeg writes it (and all that is made with it) libsndfile opens, but may give up on somewhere:
+    then the function is called once more, with what the other decoder makes of it.
+
+    Args:
+      path: of the file.
+      use: gets the sound. What it raises is raised, a :class:`~data_prep.decoding.Damaged` with the file's name.
 
     Raises:
-      DataError: also from the block, where decoding fails.
+      DataError: no such file, over a limit, or nothing that can be decoded, also as far as the function reads.
     """
-    import soundfile
-
     if not path.is_file():
         raise DataError(f"{path}: no such sound file")
-    try:
-        # libsndfile gets no name: by some it would take any bytes for sound, and not all are text.
-        with path.open("rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            _require_within_limits(path, sound)
-            yield sound
-    except soundfile.LibsndfileError as error:
-        raise DataError(
-            f"{path}: not a sound file this can decode ({error.error_string})"
-        ) from None
-    except RuntimeError as error:
-        raise DataError(f"{path}: decoding failed ({error})") from None
+    why = []
+    with path.open("rb", buffering=0) as file:  # libsndfile moves in it, behind Python's back
+        for opening in (open_sndfile, open_ffmpeg):
+            last = opening is open_ffmpeg
+            try:
+                with opening(file) as sound:
+                    last = not sound.may_be_given_up
+                    _require_within_limits(path, sound)
+                    return use(sound)
+            except Damaged as error:
+                if last:
+                    raise DataError(f"{path}: {error}") from None
+            except Undecodable as error:
+                why.append(str(error))
+            if last:
+                break
+    raise DataError(f"{path}: not a sound file this can decode ({'; '.join(why)})")
 
 
-def _require_within_limits(path: Path, sound: soundfile.SoundFile) -> None:
-    rate, frames = sound.samplerate, sound.frames
+def _require_within_limits(path: Path, sound: Sound) -> None:
+    rate, frames = sound.rate, sound.frames
     if not RATES[0] <= rate <= RATES[1]:
         raise DataError(f"{path}: {rate} Hz; rates from {RATES[0]} to {RATES[1]} Hz work")
     if frames >= 2**62:
         raise DataError(f"{path}: does not say how long it is; encode it again")
+    _require_not_longer(path, sound, frames)
+
+
+def _require_not_longer(path: Path, sound: Sound, frames: int) -> None:
+    """Refuses sound of so many frames where it is over a limit."""
     longest, largest = max_seconds(), _limit("DSAML_MAX_GB", MAX_GB)
-    if frames > longest * rate:
+    if frames > longest * sound.rate:
         raise DataError(
-            f"{path}: {frames / rate:.0f} s, longer than the limit of {longest:g} s; cut it, or raise "
+            f"{path}: {frames / sound.rate:.0f} s, longer than the limit of {longest:g} s; cut it, or raise "
             "$DSAML_MAX_HOURS"
         )
     size = frames * sound.channels * 4 / 1e9
     if size > largest:
         raise DataError(
-            f"{path}: {size:.3g} GB when decoded ({sound.channels} channels, {rate} Hz), above the limit of "
+            f"{path}: {size:.3g} GB when decoded ({sound.channels} channels, {sound.rate} Hz), above the limit of "
             f"{largest:g} GB; mix it down, or raise $DSAML_MAX_GB"
         )
 
@@ -143,7 +167,7 @@ def load_audio(path: Path) -> tuple[np.ndarray, int]:
     the memory of the waveform and 8 MB.
 
     Args:
-      path: any file libsndfile reads, any number of channels.
+      path: any file that libsndfile reads, or that FFmpeg's decoders do; any number of channels. Of a video its sound.
 
     Returns:
       waveform `[n]` float32, n > 0, and its rate in Hz.
@@ -152,22 +176,27 @@ def load_audio(path: Path) -> tuple[np.ndarray, int]:
       DataError: missing, unreadable, empty, cut off, over a limit, an odd rate, or samples that are not
         numbers.
     """
-    with open_sound(path) as sound:
-        rate, claimed = sound.samplerate, sound.frames
-        waveform = np.empty(claimed, np.float32)
-        filled = 0
-        block_frames = max(1, _BLOCK_SAMPLES // sound.channels)
-        # Not sound.blocks(): where a file ends early, that goes on with the samples of the block before.
-        while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
-            with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
-                waveform[filled : filled + len(block)] = block.mean(axis=1)
-            filled += len(block)
+    return read_sound(path, partial(_decode, path))
+
+
+def _decode(path: Path, sound: Sound) -> tuple[np.ndarray, int]:
+    rate, claimed = sound.rate, sound.frames
+    waveform = np.empty(claimed, np.float32)
+    filled = 0
+    for block in sound.blocks():
+        end = filled + len(block)
+        if end > len(waveform):  # a header may be wrong
+            _require_not_longer(path, sound, end)
+            waveform.resize(end + len(waveform) // 8, refcheck=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is refused below
+            waveform[filled:end] = block.mean(axis=1)
+        filled = end
     waveform = waveform[:filled]
     if not filled:
         raise DataError(f"{path}: holds no samples")
-    if claimed - filled > CUT_SECONDS * rate and _is_counted(path):
-        raise DataError(
-            f"{path}: cut off; it claims {claimed / rate:.1f} s of sound and has {filled / rate:.1f} s"
+    if claimed - filled > CUT_SECONDS * rate and sound.counted:
+        raise Damaged(
+            f"cut off; it claims {claimed / rate:.1f} s of sound and has {filled / rate:.1f} s"
         )
     peak = max(float(waveform.max()), -float(waveform.min()))  # NaN passes through both
     if not math.isfinite(peak):
@@ -175,21 +204,6 @@ def load_audio(path: Path) -> tuple[np.ndarray, int]:
     if peak > MAX_PEAK:
         raise DataError(f"{path}: holds samples up to {peak:.3g}; sound lies in [-1, 1]")
     return waveform, rate
-
-
-def _is_counted(path: Path) -> bool:
-    """Whether a file says how long it is. Of an mp3 without a Xing header the length is estimated."""
-    with path.open("rb") as file:
-        tag = file.read(10)
-        size = 0
-        if tag.startswith(b"ID3") and len(tag) == 10:
-            size = 10 + sum(
-                byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-            )
-        file.seek(size)
-        first = file.read(4096)
-    is_mp3 = first[:1] == b"\xff"
-    return not is_mp3 or any(name in first for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -135,6 +135,19 @@ class FlatTraces:
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What labels on the half-second grid were made from.
+
+    Attributes:
+      points: rows of the table: points that annotators drew.
+      max_gap: seconds; points up to so far apart were joined by lines.
+    """
+
+    points: int
+    max_gap: float
+
+
+@dataclasses.dataclass(frozen=True)
 class AnnotatedCorpus:
     """A corpus before features.
 
@@ -145,6 +158,7 @@ class AnnotatedCorpus:
       dropped: reason -> how many ratings (or songs, as the reason says) were left out for it.
       notes: what else the user should know, one line each.
       flat: dimension -> what there is of traces that hardly move, kept or not.
+      drawn: from what the labels were made, where annotators' points are not on the grid.
     """
 
     name: str
@@ -153,6 +167,7 @@ class AnnotatedCorpus:
     dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     flat: Mapping[str, FlatTraces] = dataclasses.field(default_factory=dict)
+    drawn: Drawn | None = None
 
 
 def deal_splits(

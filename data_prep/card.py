@@ -87,7 +87,7 @@ def card_text(facts: dict[str, Any]) -> str:
             ],
         ),
         "## Annotations, as read",
-        _annotations(annotated),
+        _annotations(annotated, facts.get("drawn")),  # data of earlier versions has none
         "![How often each value was given](labels.png)",
     ]
     if annotated["ratings"]:
@@ -120,7 +120,7 @@ def _dimensions(statistics: dict[str, Any]) -> list[str]:
     return there or list(DIMENSIONS)
 
 
-def _annotations(statistics: dict[str, Any]) -> str:
+def _annotations(statistics: dict[str, Any], drawn: dict[str, Any] | None) -> str:
     steps = statistics["steps_per_song"]
     lines = [
         ("songs", f"{statistics['songs']:,}"),
@@ -129,6 +129,9 @@ def _annotations(statistics: dict[str, Any]) -> str:
         ("annotators", f"{statistics.get('annotators_read', statistics['annotators']):,}"),
         ("ratings by single annotators", f"{statistics.get('ratings_read', statistics['ratings']):,}"),
     ]  # fmt: skip
+    if drawn:
+        joined = f"{drawn['points']:,}, joined over gaps of up to {drawn['max_gap']:g} s"
+        lines.append(("points that the annotators drew", joined))
     both = [(name, statistics[name]) for name in _dimensions(statistics)]
     rows = [
         ("points", *(f"{x['points']:,}" for _, x in both)),

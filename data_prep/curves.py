@@ -10,9 +10,9 @@ import numpy as np
 from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, FlatTraces, Rating
 
 MAX_GAP_SECONDS = 1.0
-"""Annotated points further apart than this leave the steps between them unlabelled."""
+"""Annotated points further apart than this leave the steps between them unlabelled, unless told otherwise."""
 
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 """Seconds; 2.2 - 1.2 is a little more than 1."""
 
 FLAT_LEVEL = 0.01
@@ -23,23 +23,26 @@ Flat = Literal["keep", "drop"]
 """What becomes of a trace that hardly moves. `drop` is the published rule, in each dimension by itself."""
 
 
-def on_grid(annotations: np.ndarray, steps: int, start: float = 0.0) -> np.ndarray:
+def on_grid(
+    annotations: np.ndarray, steps: int, start: float = 0.0, max_gap: float = MAX_GAP_SECONDS
+) -> np.ndarray:
     """Annotations at any rate to the 2 Hz grid.
 
     Args:
       annotations: `[n, 3]` time in seconds (increasing), arousal, valence; NaN where one of them is missing.
       steps: of the song.
       start: seconds of step 0.
+      max_gap: seconds; points up to so far apart are joined.
 
     Returns:
-      `[steps, 2]`, linear between points, NaN outside them and in gaps of more than a second.
+      `[steps, 2]`, linear between points, NaN outside them and in wider gaps.
     """
     times = start + np.arange(steps) / STEPS_PER_SECOND
-    curves = [_on_times(annotations[:, [0, column]], times) for column in (1, 2)]
+    curves = [_on_times(annotations[:, [0, column]], times, max_gap) for column in (1, 2)]
     return np.stack(curves, axis=-1).astype(np.float32)
 
 
-def _on_times(points: np.ndarray, times: np.ndarray) -> np.ndarray:
+def _on_times(points: np.ndarray, times: np.ndarray, max_gap: float) -> np.ndarray:
     """Points `[n, 2]` of time and value to times `[k]`."""
     at, values = points[np.isfinite(points[:, 1])].T
     if not len(at):
@@ -48,7 +51,7 @@ def _on_times(points: np.ndarray, times: np.ndarray) -> np.ndarray:
     right = np.clip(np.searchsorted(at, times), 0, len(at) - 1)
     left = np.clip(np.searchsorted(at, times, side="right") - 1, 0, len(at) - 1)
     inside = (times >= at[0]) & (times <= at[-1])
-    curve[~inside | (at[right] - at[left] > MAX_GAP_SECONDS + _ROUNDING)] = np.nan
+    curve[~inside | (at[right] - at[left] > max_gap + ROUNDING)] = np.nan
     return curve
 
 

@@ -293,6 +293,7 @@ def _facts(
         "notes": [*corpus.notes, *_copies_note(copies(checked.digests))],
         "dropped": dict(corpus.dropped),
         "flat": {name: dataclasses.asdict(flat) for name, flat in corpus.flat.items()},
+        "drawn": dataclasses.asdict(corpus.drawn) if corpus.drawn else None,
         "left_out": checked.lines() + problems,
         "statistics": describe_songs(corpus.songs),
         "listeners": describe_listeners(corpus.songs),

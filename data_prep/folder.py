@@ -4,10 +4,10 @@
     audio/{song_id}.{mp3,wav,flac,...}
 
 One row per point that an annotator drew: time in seconds into the sound file, arousal and valence in
-[-1, 1]. Rows and columns may be in any order and at any rate; other columns are ignored. A cell of arousal
-or valence may be empty or `nan`, and one of these columns absent (a study of tension, say, under the name arousal).
-A song's name may have its file's suffix.
-Points up to a second apart are joined by lines, wider gaps stay unlabelled.
+[-1, 1]; of another unit or scale where a :class:`~data_prep.convention.Convention` says so. Rows and columns may be in
+any order and at any rate; other columns are ignored. A cell of arousal or valence may be empty or `nan`, and one of
+these columns absent (a study of tension, say, under the name arousal). A song's name may have its file's suffix.
+Points up to a second apart (or as the convention says) are joined by lines, wider gaps stay unlabelled.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.audio import AUDIO_SUFFIXES, max_seconds, sound_files, without_suffix
+from data_prep.audio import AUDIO_SUFFIXES, sound_files, without_suffix
 from data_prep.base import (
     DIMENSIONS,
     STEPS_PER_SECOND,
     AnnotatedCorpus,
     DataError,
+    Drawn,
     Provenance,
     Song,
 )
+from data_prep.convention import Convention
 from data_prep.curves import FLAT_REASON, Flat, FlatRule, mean_curve, on_grid
 from data_prep.reading import (
+    any_number,
     csv_records,
     empty_cells,
     id_order,
     in_time,
-    number,
     rated,
     require_folder,
     safe_id,
@@ -47,18 +50,24 @@ AUDIO = "audio"
 COLUMNS = ("song_id", "annotator_id", "time", *DIMENSIONS)
 RESERVED_NAMES = ("deam", "pmemo", "synthetic")
 MAX_NAME_LENGTH = 40
-TIME_DIGITS = 6
-"""Times are rounded to microseconds: 15.499999999 is a half second that arithmetic has blurred."""
 
 _VALID_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_UNLABELLED_RATING = "ratings reach no half second (points over a second apart); left out"
+_UNLABELLED_RATING = (
+    "ratings reach no half second (points over {:g} s apart are not joined: --max-gap); left out"
+)
 _UNLABELLED_SONG = "songs have no rating that reaches a half second; left out"
 
 Traces = dict[str, np.ndarray]
 """Annotator to `[n, 3]`: time in seconds (increasing), arousal, valence."""
 
 
-def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> AnnotatedCorpus:
+def read_folder(
+    root: Path,
+    name: str | None = None,
+    *,
+    flat: Flat = "keep",
+    convention: Convention = Convention(),
+) -> AnnotatedCorpus:
     """Reads a folder of one's own.
 
     A song's own curve is the mean over all who annotated it, as in DEAM: also over those whose trace
@@ -68,6 +77,7 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
       root: the folder.
       name: of the corpus, `[a-z][a-z0-9_]*`; by default made from the folder's name.
       flat: what becomes of traces that hardly move.
+      convention: what the table's numbers mean, and how far apart points are joined.
 
     Raises:
       DataError: something is missing or malformed: where, on which line, and what.
@@ -83,26 +93,42 @@ def read_folder(root: Path, name: str | None = None, *, flat: Flat = "keep") -> 
     dropped: Counter[str] = Counter()
     rule = FlatRule(flat)
     songs = []
-    annotations = _by_file(read_annotations(root / TABLE), audio)
-    empty = empty_cells([trace for of_song in annotations.values() for trace in of_song.values()])
+    annotations = _by_file(read_annotations(root / TABLE, convention), audio)
+    drawn = [trace for of_song in annotations.values() for trace in of_song.values()]
     for song_id, traces in sorted(annotations.items(), key=lambda item: id_order(item[0])):
-        song = _song(song_id, audio.get(song_id), traces, dropped, rule)
+        song = _song(song_id, audio.get(song_id), traces, dropped, rule, convention.max_gap)
         if np.isfinite(song.arousal).any() or np.isfinite(song.valence).any():
             songs.append(song)
         else:
             dropped[_UNLABELLED_SONG] += 1
     if not songs:
-        raise DataError(f"{root / TABLE}: no song has an annotation that reaches a half second")
+        raise DataError(
+            f"{root / TABLE}: no song has an annotation that reaches a half second; points over "
+            f"{convention.max_gap:g} s apart are not joined (--max-gap)"
+        )
     provenance = Provenance(
         citation=f"the user's own corpus '{root.name or name}'",
         licence="the user's own; on what terms is for its owner to say",
         url="",
-        scale="annotated in [-1, 1], unchanged",
+        scale=convention.meaning(),
     )
-    notes = (f"{empty} ratings are empty or nan: unlabelled",) if empty else ()
     return AnnotatedCorpus(
-        name, tuple(songs), provenance, dict(dropped), notes=notes, flat=rule.counted()
+        name,
+        tuple(songs),
+        provenance,
+        dict(dropped),
+        notes=tuple(_notes(drawn, convention)),
+        flat=rule.counted(),
+        drawn=Drawn(sum(map(len, drawn)), convention.max_gap),
     )
+
+
+def _notes(drawn: list[np.ndarray], convention: Convention) -> Iterator[str]:
+    empty = empty_cells(drawn)
+    if empty:
+        yield f"{empty} ratings are empty or nan: unlabelled"
+    if convention.leaves_gaps(drawn):
+        yield f"most points are over {convention.max_gap:g} s apart, and not joined; --max-gap joins them"
 
 
 def corpus_name(root: Path) -> str:
@@ -124,27 +150,32 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def read_annotations(path: Path) -> dict[str, Traces]:
+def read_annotations(path: Path, convention: Convention = Convention()) -> dict[str, Traces]:
     """`annotations.csv`: song to annotator to trace.
 
+    Args:
+      path: the table.
+      convention: what its numbers mean.
+
     Raises:
-      DataError: the file is missing or malformed, or an annotator has two values at one time.
+      DataError: the file is missing or malformed, an annotator has two values at one time, or the numbers mean
+        something else.
     """
-    points: dict[str, dict[str, list[tuple[float, float, float, int]]]] = {}
+    rows: list[tuple[float, float, float, int]] = []
+    places: dict[tuple[str, str], list[int]] = {}
     for line, (song, annotator, time, arousal, valence) in csv_records(
         path, COLUMNS, _parse, optional=DIMENSIONS
     ):
-        of_song = points.setdefault(song, {})
-        of_song.setdefault(annotator, []).append((time, arousal, valence, line))
-    if not points:
+        places.setdefault((song, annotator), []).append(len(rows))
+        rows.append((time, arousal, valence, line))
+    if not rows:
         raise DataError(f"{path}: no annotations")
-    return {
-        song: {
-            annotator: in_time(path, f"{annotator}, song {song},", rows)
-            for annotator, rows in of_song.items()
-        }
-        for song, of_song in points.items()
-    }
+    points = convention.apply(path, np.array(rows), places)
+    traces: dict[str, Traces] = {}
+    for (song, annotator), mine in places.items():
+        trace = in_time(path, f"{annotator}, song {song},", points[mine])
+        traces.setdefault(song, {})[annotator] = trace
+    return traces
 
 
 def _by_file(annotations: dict[str, Traces], audio: dict[str, Path]) -> dict[str, Traces]:
@@ -170,25 +201,30 @@ def _parse(
     return (
         safe_id("song_id", song),
         safe_id("annotator_id", annotator),
-        round(number("time", time, 0, max_seconds()), TIME_DIGITS),
+        any_number("time", time),
         rated("arousal", arousal),
         rated("valence", valence),
     )
 
 
 def _song(
-    song_id: str, audio: Path | None, traces: Traces, dropped: Counter[str], rule: FlatRule
+    song_id: str,
+    audio: Path | None,
+    traces: Traces,
+    dropped: Counter[str],
+    rule: FlatRule,
+    max_gap: float,
 ) -> Song:
     earliest = min(trace[0, 0] for trace in traces.values())
     latest = max(trace[-1, 0] for trace in traces.values())
     start = math.floor(earliest * STEPS_PER_SECOND) / STEPS_PER_SECOND
     steps = math.floor((latest - start) * STEPS_PER_SECOND) + 1
-    curves = {who: on_grid(trace, steps, start) for who, trace in sorted(traces.items())}
+    curves = {who: on_grid(trace, steps, start, max_gap) for who, trace in sorted(traces.items())}
     ratings = []
     for annotator, curve in curves.items():
         arousal, valence = curve.T
         if not np.isfinite(curve).any():
-            dropped[_UNLABELLED_RATING] += 1
+            dropped[_UNLABELLED_RATING.format(max_gap)] += 1
             continue
         rating = rule.rating(annotator, arousal, valence)
         if rating:

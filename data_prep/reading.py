@@ -152,35 +152,51 @@ def number(name: str, text: str, low: float, high: float) -> float:
     Raises:
       ValueError: it is none; the message says what `name` it has.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high or "_" in text:  # NaN compares false; float() takes 1_0 for 10
+    value = _float(text)
+    if not low <= value <= high:  # NaN compares false
         raise ValueError(f"{name} {text[:40]!r} is not a number from {low:g} to {high:g}")
     return value
 
 
+def any_number(name: str, text: str) -> float:
+    """A finite number of whatever size; see :class:`data_prep.convention.Convention` for what it means.
+
+    Raises:
+      ValueError: it is none; the message says what `name` it has.
+    """
+    value = _float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} {text[:40]!r} is not a number")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return math.nan if "_" in text else float(text)  # float() takes 1_0 for 10
+    except ValueError:
+        return math.nan
+
+
 def rated(name: str, text: str) -> float:
-    """A number from -1 to 1; NaN where the cell is empty or says so, as pandas does.
+    """A finite number; NaN where the cell is empty or says so, as pandas does.
 
     Raises:
       ValueError: it is neither.
     """
-    return math.nan if text.lower() in NO_NUMBER else number(name, text, -1.0, 1.0)
+    return math.nan if text.lower() in NO_NUMBER else any_number(name, text)
 
 
 NO_NUMBER = ("", "nan", "na", "none", "null")
 """Cells, in any case, that hold no rating."""
 
 
-def in_time(path: Path, what: str, rows: Sequence[tuple[float, float, float, int]]) -> np.ndarray:
+def in_time(path: Path, what: str, rows: np.ndarray) -> np.ndarray:
     """Points in the order of their times.
 
     Args:
       path: of the table, for the message.
       what: whose, of what, for the message.
-      rows: time, arousal, valence, line of each.
+      rows: `[n, 4]` time, arousal, valence, line of each.
 
     Returns:
       `[n, 3]` time, arousal, valence.
@@ -188,8 +204,7 @@ def in_time(path: Path, what: str, rows: Sequence[tuple[float, float, float, int
     Raises:
       DataError: two points at one time.
     """
-    points = np.array(rows)
-    points = points[np.argsort(points[:, 0], kind="stable")]
+    points = rows[np.argsort(rows[:, 0], kind="stable")]
     (repeated,) = np.nonzero(np.diff(points[:, 0]) == 0)
     if len(repeated):
         first, second = points[repeated[0]], points[repeated[0] + 1]

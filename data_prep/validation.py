@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.audio import load_audio, open_sound
+from data_prep.audio import load_audio, read_sound
 from data_prep.base import (
     MIN_SECONDS,
     STEPS_PER_SECOND,
@@ -20,6 +21,7 @@ from data_prep.base import (
     Song,
     shuffled,
 )
+from data_prep.decoding import Damaged, Sound
 from data_prep.parallel import Progress, parallel_map
 
 TOLERATED_SECONDS = 1.0
@@ -184,7 +186,7 @@ def _check_sound(work: tuple[Song, bool]) -> _Sound | str:
     try:
         with song.audio.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        seconds = _open_sound(song, song.audio)
+        seconds = read_sound(song.audio, partial(_check_end, song, song.audio))
         if thorough:
             waveform, rate = load_audio(song.audio)
             seconds = len(waveform) / rate
@@ -195,23 +197,19 @@ def _check_sound(work: tuple[Song, bool]) -> _Sound | str:
     return _Sound(digest, seconds)
 
 
-def _open_sound(song: Song, path: Path) -> float:
-    """Reads the header and the last moment that is needed; returns how many seconds there should be.
+def _check_end(song: Song, path: Path, sound: Sound) -> float:
+    """Reads the last moment that is needed; returns how many seconds there should be.
 
     Raises:
-      DataError: what is wrong with the file.
+      DataError: it is too short.
+      Damaged: it is cut off.
     """
-    with open_sound(path) as sound:
-        rate = sound.samplerate
-        claimed: float = sound.frames / rate
-        if claimed < MIN_SECONDS:
-            raise DataError(
-                f"{path}: {claimed:.1f} s of sound; at least {MIN_SECONDS:g} s are needed"
-            )
-        if claimed < song.start + 1 / STEPS_PER_SECOND:
-            return claimed
-        needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
-        sound.seek(int((needed - _TAIL_SECONDS) * rate))
-        if not len(sound.read(1)):
-            raise DataError(f"{path}: cut off; it claims {claimed:.1f} s of sound")
+    claimed: float = sound.frames / sound.rate
+    if claimed < MIN_SECONDS:
+        raise DataError(f"{path}: {claimed:.1f} s of sound; at least {MIN_SECONDS:g} s are needed")
+    if claimed < song.start + 1 / STEPS_PER_SECOND:
         return claimed
+    needed = min(claimed, song.start + len(song.arousal) / STEPS_PER_SECOND)
+    if not sound.reaches(int((needed - _TAIL_SECONDS) * sound.rate)):
+        raise Damaged(f"cut off; it claims {claimed:.1f} s of sound")
+    return claimed

@@ -146,7 +146,7 @@ def test_a_name_can_be_given(tmp_path):
     ("row", "message"),
     [
         ("1,ann,0.0,0,0", "line 5: ann, song 1, has 0 s already on line 2"),
-        ("1,ann,2,1.01,0", "line 5: arousal '1.01'"),
+        ("1,ann,2,1.01,0", "line 5: arousal 1.01 is not from -1 to 1; if the table has"),
         ("1,ann,2,0,inf", "line 5: valence 'inf'"), ("1,ann,-0.1,0,0", "line 5: time"),
         ("1,ann,inf,0,0", "line 5: time"), ("1,ann,1e9,0,0", "line 5: time"),
         ("1,ann,2,0_1,0", "line 5: arousal '0_1'"), ("1,ann,2,0", "line 5: 4 cells, 5 are"),

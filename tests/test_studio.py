@@ -35,6 +35,7 @@ from dsaml_jax.studio import library as library_module
 from dsaml_jax.studio import ratings, serving
 from dsaml_jax.studio.store import Store
 from dsaml_jax.studio.takes import check_entries, drawn_curve
+from tests.sound_files import make, music
 from tests.studies import Person, running, song_named
 
 PASSWORD = "correct horse"
@@ -255,6 +256,27 @@ def test_songs_that_cannot_be_used_are_listed_with_the_reason(studio):
     assert len(study.library) == 6
     assert set(study.library.refused) == {"broken.mp3", "short.wav"}
     assert "5 to 900 s" in study.library.refused["short.wav"]
+
+
+def test_songs_in_folders_of_folders(config, tmp_path):
+    """Each under the names of its folders; hidden files, links and what the study keeps are none of its songs."""
+    songs = tmp_path / "music"
+    for number, name in enumerate(
+        ("one/first.wav", "two/deep/first.wav", "zero.wav", ".trash/gone.wav", "one/.x.wav")
+    ):
+        (songs / name).parent.mkdir(parents=True, exist_ok=True)
+        (songs / name).write_bytes(sound(8.0 + number))
+    for name in ("one/broken.m4a", "two/broken.m4a"):
+        (songs / name).write_bytes(b"nothing")
+    (songs / "link.wav").symlink_to(songs / "zero.wav")
+    inside = dataclasses.replace(config, songs=songs, study=songs / "study")
+    with serving.open_study(inside) as study:
+        assert [song.name for song in study.library] == ["one/first", "two/deep/first", "zero"]
+        assert set(study.library.refused) == {"one/broken.m4a", "two/broken.m4a"}
+        study.library.upload(study.store.add_participant("me"), "mine.wav", sound(20.0))
+    with serving.open_study(inside) as study:
+        (mine,) = (song for song in study.library if song.brought_by is not None)
+        assert mine.name == "mine" and len(study.library) == 4
 
 
 def test_annotating_adapting_and_looking(person, studio):
@@ -605,6 +627,16 @@ def test_songs_of_ones_own(person, studio):
     assert again.json()["number"] == song.number  # the same bytes
     assert upload(person, "音" * 90 + ".wav", sound(31.5)).status_code == 200
     assert len(set((studio[1].folder / "uploads").iterdir()) - before) == 1
+
+
+def test_what_browsers_may_not_play_they_get_as_wav(person, studio, tmp_path):
+    content = make(tmp_path, "alac.m4a", 8.0).read_bytes()
+    number = upload(person, "mine.m4a", content).json()["number"]
+    played = person.get(f"/songs/{number}/audio")
+    assert played.headers["content-type"].startswith("audio/wav")
+    wave, rate = soundfile.read(io.BytesIO(played.content))
+    assert len(wave) == 8 * rate
+    np.testing.assert_allclose(wave, music(8.0).mean(axis=0), atol=1e-4)  # 16 bits, twice
 
 
 @pytest.mark.parametrize(

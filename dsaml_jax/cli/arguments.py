@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.audio import MAX_GB, MAX_HOURS, RATES
+from data_prep.convention import Convention
+from data_prep.curves import MAX_GAP_SECONDS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax.pretrained import MODEL
 
@@ -36,6 +38,35 @@ def add_strength(command: argparse.ArgumentParser) -> None:
     command.add_argument("--strength", type=float, metavar="SHARE",
                          help="how far to adapt, from 0 to 1; all the way gains more in the mean, for fewer listeners\n"
                               "(default: the checkpoint's, 0.4 with our presets)")  # fmt: skip
+
+
+def add_convention(command: argparse.ArgumentParser, corpus: str = "") -> None:
+    """`--time-unit`, `--scale` and `--max-gap`, of commands that read a table of annotations.
+
+    Args:
+      command: takes them.
+      corpus: the name of the one that they are for, where not all are.
+    """
+    of = f"{corpus}: " if corpus else ""
+    command.add_argument("--time-unit", choices=("s", "ms"),
+                         help=f"{of}what the table's times are in (default: s, refused where it looks like ms)")  # fmt: skip
+    command.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"),
+                         help=f"{of}ends of the table's scale, such as 1 9; they become -1 and 1 (default: -1 1,\n"
+                              "refused where it looks like another scale)")  # fmt: skip
+    command.add_argument("--max-gap", type=float, metavar="SECONDS",
+                         help=f"{of}points up to so far apart are joined by lines, wider gaps stay unlabelled; for a\n"
+                              f"rating every 2 to 5 s, or once per bar, give as much (default: {MAX_GAP_SECONDS:g})")  # fmt: skip
+
+
+def convention_of(options: argparse.Namespace) -> Convention:
+    """What these three say.
+
+    Raises:
+      DataError: a scale or a gap that is none.
+    """
+    gap = MAX_GAP_SECONDS if options.max_gap is None else options.max_gap
+    scale = None if options.scale is None else (options.scale[0], options.scale[1])
+    return Convention(options.time_unit, scale, gap)
 
 
 def add_imagebind_weights(command: argparse.ArgumentParser) -> None:

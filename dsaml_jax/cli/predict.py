@@ -18,7 +18,7 @@ def add(register: Register) -> None:
     """Registers `dsaml predict` and its arguments."""
     predict = register("predict", run, "Predict curves of sound files: SONG.csv and SONG.png", LIMITS)  # fmt: skip
     predict.add_argument("songs", type=Path, nargs="*", metavar="SONG",
-                         help="any file libsndfile reads, 5 s or more; or a folder, with all that is below it")  # fmt: skip
+                         help="a sound file (mp3, flac, m4a, opus, wma, ...) or a video, 5 s or more;\nor a folder, with all that is below it")  # fmt: skip
     predict.add_argument("--example", action="store_true", help="a recording that comes with the package: Brahms, Hungarian Dance No. 5")  # fmt: skip
     add_checkpoint(predict)
     predict.add_argument("--out", type=Path, default=Path("curves"), help="folder for the results (default: %(default)s)")  # fmt: skip

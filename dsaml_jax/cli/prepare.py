@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from dsaml_jax.progress import Console
 
 from data_prep.features import EMBEDDINGS, FeatureConfig
-from dsaml_jax.cli.arguments import LIMITS, Register, add_imagebind_weights, positive
+from dsaml_jax.cli.arguments import (
+    LIMITS,
+    Register,
+    add_convention,
+    add_imagebind_weights,
+    convention_of,
+    positive,
+)
 
 
 def add(register: Register) -> None:
@@ -53,6 +60,7 @@ def add(register: Register) -> None:
     prepare.add_argument("--flat", choices=("keep", "drop"),
                          help="traces of single raters that hardly move: keep them (default), or drop them in the\n"
                               "dimension in which they are flat, as published")  # fmt: skip
+    add_convention(prepare, "folder")
     prepare.add_argument("--name", help="folder: name of the corpus (default: that of the folder)")
     prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")  # fmt: skip
@@ -152,6 +160,11 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
         raise UsageError(
             f"--flat is for corpora with single raters; {options.corpus} has their mean alone"
         )
+    for option in ("time_unit", "scale", "max_gap"):
+        if getattr(options, option) is not None and options.corpus != "folder":
+            raise UsageError(
+                f"--{option.replace('_', '-')} is for folder, a table of one's own; what {options.corpus} means is known"
+            )
     return READERS[options.corpus](options, console)
 
 
@@ -172,7 +185,12 @@ def _read_pmemo(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
 def _read_folder(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
     from data_prep.folder import read_folder
 
-    return read_folder(options.root, options.name, flat=options.flat or "keep")
+    return read_folder(
+        options.root,
+        options.name,
+        flat=options.flat or "keep",
+        convention=convention_of(options),
+    )
 
 
 def _compose(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:

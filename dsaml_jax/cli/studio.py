@@ -21,7 +21,7 @@ def add(register: Register) -> None:
                  "Starts a local web page and prints its links; Ctrl-C ends it, the same command goes on.\n"
                  "Everything that is done there is kept in the study's folder.", goes_on=True)  # fmt: skip
     add_checkpoint(studio)
-    studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 5 s to 15 minutes")  # fmt: skip
+    studio.add_argument("--songs", type=Path, required=True, help="folder with sound files of 5 s to 15 minutes, also in folders of it")  # fmt: skip
     studio.add_argument("--study", type=Path, default=Path("dsaml_study"), help="folder for what people do (default: %(default)s)")  # fmt: skip
     studio.add_argument("--everyone", type=Path, metavar="RUN", help="a DMER run, for everyone's curves (default: what the checkpoint began from)")  # fmt: skip
     studio.add_argument("--blind", action="store_true", help="a listening study: participants see no curves before they have rated")  # fmt: skip

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
-from data_prep.audio import load_audio, max_seconds, without_suffix
+from data_prep.audio import load_audio, without_suffix
 from data_prep.base import (
     DIMENSIONS,
     MIN_SECONDS,
@@ -21,9 +21,10 @@ from data_prep.base import (
     printable,
     replacing,
 )
+from data_prep.convention import Convention
 from data_prep.curves import MAX_GAP_SECONDS, on_grid
 from data_prep.features import FeatureConfig, window_starts
-from data_prep.reading import csv_records, empty_cells, in_time, number, rated
+from data_prep.reading import any_number, csv_records, empty_cells, in_time, rated
 from dsaml_jax import metrics
 from dsaml_jax.adaptation import adapt_to_listener
 from dsaml_jax.base import MIN_LABELLED_STEPS, SongBatch
@@ -42,6 +43,8 @@ class Personalized:
       labelled_seconds: how much of the song was annotated.
       before, after: RMSE on the annotated song, `[2]` arousal and valence; NaN where it was not annotated.
       empty_cells: of the table, in the dimensions that it holds; not adapted to.
+      leaves_gaps: whether most points of the table are too far apart to be joined.
+      convention: how the table was meant.
     """
 
     variables: Variables
@@ -49,6 +52,8 @@ class Personalized:
     before: np.ndarray
     after: np.ndarray
     empty_cells: int = 0
+    leaves_gaps: bool = False
+    convention: Convention = Convention()
 
 
 def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> SongFeatures:
@@ -109,7 +114,9 @@ OF_A_STUDY = ("song_id", "annotator_id")
 """Columns of a whole study's table, which says whose a row is and of what song."""
 
 
-def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
+def read_annotations(
+    path: Path, song: Path | None = None, convention: Convention = Convention()
+) -> np.ndarray:
     """`[n, 3]` time in seconds, arousal, valence from a CSV with those columns, in the order of time.
 
     One of arousal and valence may be absent as a column, and either may be empty or `nan` in a row: NaN. Other columns are
@@ -118,27 +125,39 @@ def read_annotations(path: Path, song: Path | None = None) -> np.ndarray:
     Args:
       path: the table.
       song: its sound file, for a table of several songs.
+      convention: what the table's numbers mean.
 
     Raises:
-      DataError: missing, empty, ragged, not numbers, outside [-1, 1], two ratings at one time, several people, or nothing of the song.
+      DataError: missing, empty, ragged, not numbers, numbers that mean something else, two ratings at one time, several
+        people, or nothing of the song.
     """
-    rows, ids, people = [], set(), set()
+    rows: list[tuple[float, float, float, int]] = []
+    places: dict[tuple[str, str], list[int]] = {}
     for line, (time, arousal, valence, song_id, person) in csv_records(
         path, (*COLUMNS, *OF_A_STUDY), _parse, optional=DIMENSIONS, absent=OF_A_STUDY
     ):
-        ids.add(without_suffix(song_id))
-        if song is None or not song_id or _is_named(song, song_id):
-            rows.append((time, arousal, valence, line))
-            people.add(person)
-    if not ids:
+        places.setdefault((song_id, person), []).append(len(rows))
+        rows.append((time, arousal, valence, line))
+    if not rows:
         raise DataError(f"{path}: no annotations below the header")
-    if not rows and song:
-        some = ", ".join(sorted(ids)[:5]) + (", ..." if len(ids) > 5 else "")
-        raise DataError(f"{path}: no annotation of {song_name(song)} among those of {some}")
+    mine = {
+        key: rows_of for key, rows_of in places.items()
+        if song is None or not key[0] or _is_named(song, key[0])
+    }  # fmt: skip
+    if not mine and song:
+        raise DataError(
+            f"{path}: no annotation of {song_name(song)} among those of "
+            f"{_few({without_suffix(song_id) for song_id, _ in places})}"
+        )
+    people = {person for _, person in mine}
     if len(people) > 1:
-        some = ", ".join(sorted(people)[:5]) + (", ..." if len(people) > 5 else "")
-        raise DataError(f"{path}: annotations of {len(people)} people ({some}); keep one's")
-    return in_time(path, "the annotation", rows)
+        raise DataError(f"{path}: annotations of {len(people)} people ({_few(people)}); keep one's")
+    points = convention.apply(path, np.array(rows), places)
+    return in_time(path, "the annotation", points[[row for of in mine.values() for row in of]])
+
+
+def _few(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _is_named(audio: Path, song_id: str) -> bool:
@@ -159,7 +178,7 @@ def _parse(
     time: str, arousal: str, valence: str, song: str, person: str
 ) -> tuple[float, float, float, str, str]:
     return (
-        number("time", time, 0.0, max_seconds()),
+        any_number("time", time),
         rated("arousal", arousal),
         rated("valence", valence),
         unicodedata.normalize("NFC", song),
@@ -168,7 +187,11 @@ def _parse(
 
 
 def personalize(
-    loaded: LoadedModel, audio: Path, annotations: Path, weights: Path | None = None
+    loaded: LoadedModel,
+    audio: Path,
+    annotations: Path,
+    weights: Path | None = None,
+    convention: Convention = Convention(),
 ) -> Personalized:
     """Adapts a model to the listener who annotated a song.
 
@@ -177,26 +200,43 @@ def personalize(
       audio: the song.
       annotations: CSV, see :func:`read_annotations`.
       weights: of ImageBind, if the model was trained on its embeddings.
+      convention: what the table's numbers mean, and how far apart points are joined.
 
     Raises:
       DataError: bad files, or annotations that do not belong to the song.
       UsageError: adapting does not end in finite numbers.
     """
-    drawn = read_annotations(annotations, audio)
+    drawn = read_annotations(annotations, audio, convention)
     config = loaded.info.features
     features = features_of_file(audio, config, embedder(config, weights))
     steps = len(features.log_mel)
     seconds = steps / STEPS_PER_SECOND
-    if drawn[-1, 0] > seconds + 1.0:
+    latest = drawn[-1, 0] - 1.0
+    if latest > seconds:
+        fits = convention.time_unit is None and latest <= 1000 * seconds
+        mend = "; if times are milliseconds give --time-unit ms" if fits else ""
         raise DataError(
-            f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s"
+            f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s{mend}"
         )
-    result = personalize_on(loaded, features, on_grid(drawn, steps), what=str(annotations))
-    return dataclasses.replace(result, empty_cells=empty_cells([drawn]))
+    labels = on_grid(drawn, steps, max_gap=convention.max_gap)
+    result = personalize_on(
+        loaded, features, labels, what=str(annotations), max_gap=convention.max_gap
+    )
+    return dataclasses.replace(
+        result,
+        empty_cells=empty_cells([drawn]),
+        leaves_gaps=convention.leaves_gaps([drawn]),
+        convention=convention,
+    )
 
 
 def personalize_on(
-    loaded: LoadedModel, features: SongFeatures, labels: np.ndarray, *, what: str
+    loaded: LoadedModel,
+    features: SongFeatures,
+    labels: np.ndarray,
+    *,
+    what: str,
+    max_gap: float | None = None,
 ) -> Personalized:
     """The same from features and a curve on the grid.
 
@@ -205,13 +245,14 @@ def personalize_on(
       features: of the song, n steps.
       labels: `[n, 2]` arousal and valence, NaN where unlabelled.
       what: the annotations, for messages.
+      max_gap: see :func:`require_enough`.
 
     Raises:
       DataError: too little is labelled.
       UsageError: adapting does not end in finite numbers.
     """
     labels = _of_learned(loaded, labels)
-    labelled = require_enough(labels, what)
+    labelled = require_enough(labels, what, max_gap)
     support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
     adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
         loaded.model, loaded.info.config.meta, loaded.variables, support
@@ -232,17 +273,23 @@ def personalize_on(
     )
 
 
-def require_enough(labels: np.ndarray, what: str) -> int:
+def require_enough(labels: np.ndarray, what: str, max_gap: float | None = None) -> int:
     """How many steps of `[n, 2]` are labelled.
 
+    Args:
+      labels: NaN where unlabelled.
+      what: they are, for the message.
+      max_gap: seconds up to which points were joined, where people can choose it by `--max-gap`.
+
     Raises:
-      DataError: too few to adapt to; `what` they are is in the message.
+      DataError: too few to adapt to.
     """
     labelled = int(np.isfinite(labels).any(axis=1).sum())
     if not len(support_windows(labels)):
+        gap = f"{MAX_GAP_SECONDS:g} s" if max_gap is None else f"{max_gap:g} s (--max-gap)"
         raise DataError(
             f"{what}: {labelled / STEPS_PER_SECOND:g} s of arousal or valence are annotated without gaps of more than "
-            f"{MAX_GAP_SECONDS:g} s; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s within 30 s are needed"
+            f"{gap}; at least {MIN_LABELLED_STEPS / STEPS_PER_SECOND:g} s within 30 s are needed"
         )
     return labelled
 
@@ -285,6 +332,10 @@ def save_personalized(
 ) -> None:
     """Writes the personalised model; see :func:`dsaml_jax.runs.save_model`."""
     note = f"personalised on {result.labelled_seconds:g} s of {printable(song)}"
+    if result.convention != Convention():
+        note += (
+            f", {result.convention.meaning()}, joined over up to {result.convention.max_gap:g} s"
+        )
     info = dataclasses.replace(loaded.info, note=note)
     save_model(directory, result.variables, info, step=loaded.step)
 

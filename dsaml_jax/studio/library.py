@@ -16,7 +16,7 @@ import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 from data_prep.analysis import Embed, SongAnalysis, SongFeatures, analyse, finish
-from data_prep.audio import AUDIO_SUFFIXES, load_audio, open_sound, sound_files
+from data_prep.audio import AUDIO_SUFFIXES, load_audio, read_sound, songs_below, sound_files
 from data_prep.base import MIN_SECONDS, DataError, printable, replacing
 from data_prep.features import FeatureConfig
 from data_prep.reading import id_order
@@ -34,7 +34,7 @@ DECODED_GB = "1"
 
 
 MEDIA_TYPES = {".mp3": "audio/mpeg", ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".opus": "audio/ogg"}  # fmt: skip
-"""What browsers play; the rest they get as WAV."""
+"""What all browsers play; the rest (m4a, wma, the sound of videos, ...) they get as WAV, decoded as the model hears it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Library:
 
         Args:
           store: of the study.
-          songs: folder of sound files.
+          songs: folder of sound files, also in folders of it. What the study itself keeps there is none of its songs.
           uploads: folder of those that participants brought.
           cache: folder for features.
           config: how features are made.
@@ -78,18 +78,20 @@ class Library:
           DataError: no song can be used.
         """
         self._store, self._cache, self._uploads, self._config = store, cache, uploads, config
+        self._folder = songs
         self._lock = threading.Lock()
         self._songs: dict[int, StudioSong] = {}
         self._embed = embed
         self._decoders = ProcessPool(max_workers=1, context=get_context("spawn"), initializer=_limit)  # fmt: skip
         self.refused: dict[str, str] = {}
-        """File name to why it cannot be used."""
+        """File, as it is called below its folder, to why it cannot be used."""
 
         uploads.mkdir(parents=True, exist_ok=True)
         if not songs.is_dir():
             raise DataError(f"{songs}: no such folder; --songs is a folder with sound files")
-        for name, path in sound_files(songs).items():
-            self._add(path, name, _inspect)
+        for name, path in songs_below(songs).items():
+            if not any(path.resolve().is_relative_to(own.resolve()) for own in (uploads, cache)):
+                self._add(path, name, _inspect)
         brought_by = store.uploads()
         for digest, path in sound_files(uploads).items():
             song = self._add(path, store.song_name(digest) or digest, _inspect, frozenset())
@@ -122,9 +124,13 @@ class Library:
 
     def refuse(self, song: StudioSong, why: str) -> None:
         """Takes a song out that turned out to be unusable."""
-        self.refused[song.path.name] = printable(why)
+        self.refused[self._called(song.path)] = printable(why)
         with self._lock:
             self._songs.pop(song.number, None)
+
+    def _called(self, path: Path) -> str:
+        here = self._folder if path.is_relative_to(self._folder) else path.parent
+        return path.relative_to(here).as_posix()
 
     def _add(
         self, path: Path, name: str, inspect: Callable[[Path], tuple[str, float]], brought_by: frozenset[int] | None = None
@@ -133,9 +139,9 @@ class Library:
         try:
             digest, seconds = inspect(path)
         except (DataError, OSError) as error:
-            self.refused[path.name] = printable(str(error))
+            self.refused[self._called(path)] = printable(str(error))
             return None
-        shown = printable(name)[:100]
+        shown = printable(name)[-100:]  # a song's own name is behind those of its folders
         number = self._store.song_number(digest, shown)
         song = StudioSong(number, shown, path, digest, seconds, brought_by)
         with self._lock:
@@ -169,14 +175,14 @@ class Library:
         try:
             song = self._add(path, stem or "song", lambda path: self._decode(_inspect, path), frozenset())  # fmt: skip
             if song is None:
-                raise DataError(self.refused.pop(path.name))
+                raise DataError(self.refused.pop(self._called(path)))
             self.features(song)
         except DataError as error:
             if song is None or song.path == path:
                 path.unlink(missing_ok=True)
                 if song is not None:
                     self.refuse(song, "")
-                    self.refused.pop(path.name, None)
+                    self.refused.pop(self._called(path), None)
             raise DataError(str(error).removeprefix(f"{path}: ")) from None
         if song.path != path:  # the same bytes are there under another name
             path.unlink(missing_ok=True)
@@ -236,8 +242,7 @@ def _limit() -> None:
 
 def _inspect(path: Path) -> tuple[str, float]:
     """Digest of a file's bytes, and its length in seconds."""
-    with open_sound(path) as sound:
-        seconds = sound.frames / sound.samplerate
+    seconds = read_sound(path, lambda sound: sound.frames / sound.rate)
     if not MIN_SECONDS <= seconds <= LONGEST_SECONDS:
         raise DataError(
             f"{path}: {seconds:.1f} s; songs of {MIN_SECONDS:g} to {LONGEST_SECONDS:g} s can be annotated"

@@ -101,7 +101,8 @@ def csv_seeds(*rows: str) -> Callable[[], list[bytes]]:
 
 
 def sound_seeds() -> list[bytes]:
-    """A twentieth of a second in every format."""
+    """A twentieth of a second in every format that libsndfile writes, and a fifth in some of FFmpeg's."""
+    import av
     import soundfile
 
     samples = 0.1 * np.random.default_rng(0).standard_normal((400, 2))
@@ -111,6 +112,23 @@ def sound_seeds() -> list[bytes]:
             path = Path(folder) / f"x.{suffix}"
             form = {"opus": {"format": "OGG", "subtype": "OPUS"}}.get(suffix, {})
             soundfile.write(path, samples, 8_000, **form)
+            seeds.append(path.read_bytes())
+        wave = np.zeros((2, 9_600), np.float32)
+        for suffix, codec in (
+            ("m4a", "aac"),
+            ("mka", "alac"),
+            ("webm", "libopus"),
+            ("wma", "wmav2"),
+            ("wv", "wavpack"),
+        ):
+            path = Path(folder) / f"x.{suffix}"
+            with av.open(path, "w") as out:
+                stream = out.add_stream(codec, rate=48_000)
+                stream.layout, stream.bit_rate = "stereo", 128_000
+                frame = av.AudioFrame.from_ndarray(wave, "fltp", "stereo")
+                frame.sample_rate = 48_000
+                for packet in [*stream.encode(frame), *stream.encode(None)]:
+                    out.mux(packet)
             seeds.append(path.read_bytes())
     return seeds
 
