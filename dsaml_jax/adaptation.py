@@ -16,8 +16,9 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dsaml_jax import losses, meta
 from dsaml_jax.base import PyTree, SongBatch
@@ -100,6 +101,33 @@ def to_variables(learned: PyTree, batch_stats: PyTree) -> dict[str, Any]:
     if isinstance(learned, meta.LearnedRates):
         return {"params": learned.params, "batch_stats": batch_stats, "rates": learned.rates}
     return {"params": learned, "batch_stats": batch_stats}
+
+
+LEVEL_BIASES = (("level", "bias"), ("predictor", "out", "bias"))
+"""What is added to both curves: of a model with a head for levels, and of one without."""
+
+
+def level_bias(params: PyTree) -> Any | None:
+    """`[2]` what a network adds to both curves; None of one of somebody's own."""
+    place = _level_bias_place(params)
+    return None if place is None else flatten_dict(dict(params))[place]
+
+
+def with_level_bias(variables: Mapping[str, Any], bias: chex.Array) -> dict[str, Any]:
+    """The same variables with another :func:`level_bias`."""
+    place = _level_bias_place(variables["params"])
+    assert place is not None
+    flat = flatten_dict(dict(variables["params"]))
+    return {
+        **variables,
+        "params": unflatten_dict({**flat, place: jnp.asarray(bias, flat[place].dtype)}),
+    }
+
+
+def _level_bias_place(params: PyTree) -> tuple[str, ...] | None:
+    flat = flatten_dict(dict(params))
+    places = (place for place in LEVEL_BIASES if place in flat and np.shape(flat[place]) == (2,))
+    return next(places, None)
 
 
 def apply_batch(

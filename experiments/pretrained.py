@@ -9,20 +9,64 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from pathlib import Path
 
+import numpy as np
+
+from data_prep.curves import labelled_mean
 from data_prep.deam import read_deam
 from data_prep.features import TINY
 from data_prep.prepare import prepare
-from data_prep.shards import read_corpus
+from data_prep.shards import Corpus, read_corpus
 from dsaml_jax.config import preset, with_settings
+from dsaml_jax.corpus import fold_of, held_out
+from dsaml_jax.evaluation import (
+    agreed_trial,
+    curves_of_songs,
+    differences,
+    fit_listeners,
+    inside,
+)
 from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
-from dsaml_jax.runs import export_model, load_model
+from dsaml_jax.runs import Listeners, export_model, load_model
 from dsaml_jax.training import train
 
 SETTINGS = ("training.task=dmer", "training.protocol=reference", "training.folds=1")
 """The published mean curves, of all songs."""
+
+FOLDS = 5
+
+
+def cross_validated(corpus: Corpus, work: Path, console: Console) -> Listeners:
+    """How single listeners differ from models that have not heard the song: of each song, one of five folds.
+
+    Says how much of the curves of each fold lies in a band that the other folds have made.
+    """
+    people, found = [], []
+    for number in range(FOLDS):
+        settings = ("training.task=dmer", "training.protocol=reference")
+        fold = (f"training.folds={FOLDS}", f"training.fold={number}")
+        workdir = work / f"fold{number}"
+        train(with_settings(preset("levels"), (*settings, *fold)), corpus, workdir, console)
+        loaded = load_model(workdir)
+        where = fold_of(loaded.info.config.training)
+        trial = agreed_trial(corpus, "test", fold=where)
+        ratings = held_out(corpus, where)["test"].all_ratings
+        curves = curves_of_songs(trial, loaded.model, loaded.variables)
+        people.append(corpus.rating_annotator[ratings])
+        found.append(differences(corpus, ratings, curves))
+    for number in range(FOLDS):
+        others = [x for place, x in enumerate(found) if place != number]
+        rest = np.concatenate([x for place, x in enumerate(people) if place != number])
+        known = fit_listeners(rest, list(itertools.chain(*others)))
+        assert known is not None
+        shares = inside(found[number], known)
+        console.say(f"fold {number}: {labelled_mean(shares).round(3)} of the curves in the band")
+    listeners = fit_listeners(np.concatenate(people), list(itertools.chain(*found)))
+    assert listeners is not None
+    return listeners
 
 
 def main() -> None:
@@ -39,7 +83,9 @@ def main() -> None:
     prepare(corpus, options.work / "data", features, display=console.counter)
     data, workdir = read_corpus(options.work / "data"), options.work / "run"
     train(with_settings(preset("levels"), SETTINGS), data, workdir, console)
-    loaded = load_model(workdir)
+    loaded = dataclasses.replace(
+        load_model(workdir), listeners=cross_validated(data, options.work, console)
+    )
     note = f"everyone's curves, learned from {len(data.song_ids):,} songs of DEAM; for research, see MODEL_CARD.md"
     options.out.unlink(missing_ok=True)
     named = dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, note=note))

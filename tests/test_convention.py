@@ -18,7 +18,7 @@ from data_prep.folder import read_annotations, read_folder
 from data_prep.prepare import prepare
 from data_prep.shards import find_dataset, read_facts
 from dsaml_jax.cli import main
-from dsaml_jax.listener import personalize, save_personalized
+from dsaml_jax.listener import annotated_song, personalize, save_personalized
 from dsaml_jax.listener import read_annotations as read_mine
 from dsaml_jax.runs import load_model
 from tests.test_cli import fails
@@ -315,7 +315,7 @@ def test_milliseconds_beyond_the_end_of_a_song(tmp_path, small_run):
     (tmp_path / "a.csv").write_text("time,arousal\n" + "\n".join(f"{t},0.1" for t in range(0, 14_000, 2)))  # fmt: skip
     loaded = load_model(small_run)
     with pytest.raises(DataError, match=r"ends at 20.0 s; if times are milliseconds give --time-unit ms"):  # fmt: skip
-        personalize(loaded, tmp_path / "a.wav", tmp_path / "a.csv")
-    result = personalize(loaded, tmp_path / "a.wav", tmp_path / "a.csv", convention=Convention("ms"))  # fmt: skip
+        personalize(loaded, [annotated_song(loaded, tmp_path / "a.wav", tmp_path / "a.csv")])
+    result = personalize(loaded, [annotated_song(loaded, tmp_path / "a.wav", tmp_path / "a.csv", convention=Convention("ms"))])  # fmt: skip
     assert result.labelled_seconds == 14.0
-    save_personalized(tmp_path / "out", loaded, result, "a")
+    save_personalized(tmp_path / "out", loaded, result, ["a"], Convention("ms"))

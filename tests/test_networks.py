@@ -12,7 +12,7 @@ from data_prep.shards import read_corpus
 from dsaml_jax import ModelConfig, ModelOutput, UsageError
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.evaluation import evaluate
-from dsaml_jax.listener import personalize, predict_file
+from dsaml_jax.listener import annotated_song, personalize, predict_file
 from dsaml_jax.models import build_model
 from dsaml_jax.runs import load_model
 from dsaml_jax.training import train
@@ -65,7 +65,9 @@ def test_a_network_of_ones_own(small_data, tmp_path, task, trusted):
     if task == "pdmer":
         rows = "\n".join(f"{time / 2},0.9,-0.9" for time in range(80))
         (tmp_path / "a.csv").write_text(f"time,arousal,valence\n{rows}\n")
-        result = personalize(loaded, tmp_path / "a.wav", tmp_path / "a.csv")
+        result = personalize(
+            loaded, [annotated_song(loaded, tmp_path / "a.wav", tmp_path / "a.csv")]
+        )
         assert (result.after < result.before).all()
 
 

@@ -17,6 +17,7 @@ from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.evaluation import listener_trial
 from dsaml_jax.listener import (
+    annotated_song,
     personalize,
     predict_file,
     read_annotations,
@@ -24,7 +25,8 @@ from dsaml_jax.listener import (
     support_windows,
     write_curve,
 )
-from dsaml_jax.listener.personal import features_of_file, support_batch
+from dsaml_jax.listener.personal import support_batch
+from dsaml_jax.listener.predicting import features_of_file
 from dsaml_jax.runs import at_strength, load_model
 
 
@@ -56,7 +58,7 @@ def test_columns_in_any_order_and_any_rate(tmp_path):
 
 def test_what_pandas_writes(tmp_path):
     """An index in front, further columns, `nan`, rows in any order."""
-    rows = [(0, 2, "nan", 0.5, "x"), (1, 1, 0.25, "", "y")]
+    rows = [(0, 2, "nan", 0.5, ["x"]), (1, 1, 0.25, "", "y")]
     path = write_csv(tmp_path / "a.csv", rows, ",time,arousal,valence,note")
     np.testing.assert_allclose(read_annotations(path), [[1, 0.25, np.nan], [2, np.nan, 0.5]])
 
@@ -139,10 +141,10 @@ def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):
     results = {}
     for level in (0.9, -0.9):
         path = write_csv(tmp_path / f"{level}.csv", steady(level, -level))
-        result = personalize(loaded, song, path)
+        result = personalize(loaded, [annotated_song(loaded, song, path)])
         assert (result.after < result.before).all()
         out = tmp_path / f"mine{level}"
-        save_personalized(out, loaded, result, song.name)
+        save_personalized(out, loaded, result, [song.name])
         mine = load_model(out)
         assert mine.info.note == f"personalised on 50 s of {song.name}"
         results[level] = predict_file(mine, song)
@@ -150,14 +152,16 @@ def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):
     assert results[0.9][:, 1].mean() < general[:, 1].mean() < results[-0.9][:, 1].mean()
 
 
-def test_strength_is_asked_for(small_run, song, tmp_path):
+@pytest.mark.parametrize("by", ["prior", "steps"])
+def test_strength_is_asked_for(small_run, song, tmp_path, by):
     loaded = load_model(small_run)
-    path = write_csv(tmp_path / "a.csv", steady(0.9, -0.9))
-    gains = []
-    for strength in (0.0, None, 0.5, 1.0):  # None: 0.4, the preset's
-        result = personalize(at_strength(loaded, strength), song, path)
-        gains.append(float((result.before - result.after).mean()))
-    assert gains[0] == 0.0 and gains == sorted(set(gains))
+    drawn = [annotated_song(loaded, song, write_csv(tmp_path / "a.csv", steady(0.9, -0.9)))]
+    gains = {}
+    for strength in (0.0, None, 0.5, 1.0):  # None: 0.4, the preset's, or what listeners bear out
+        result = personalize(at_strength(loaded, strength), drawn, by)
+        gains[strength] = float((result.before - result.after).mean())
+    assert gains[0.0] == 0.0 < gains[0.5] < gains[1.0]
+    assert gains[None] not in (gains[0.0], gains[0.5], gains[1.0])
     with pytest.raises(UsageError, match="strength"):
         at_strength(loaded, 1.5)
 
@@ -205,10 +209,10 @@ def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
     loaded = load_model(small_run)
     far = write_csv(tmp_path / "far.csv", steady(0.1, 0.1, end=80))
     with pytest.raises(DataError, match=r"annotated up to 79.5 s, but .* ends at 50.0 s"):
-        personalize(loaded, song, far)
+        personalize(loaded, [annotated_song(loaded, song, far)])
     sparse = write_csv(tmp_path / "sparse.csv", steady(0.1, 0.1, step=6.5))
     with pytest.raises(DataError, match="at least 5 s within 30 s are needed"):
-        personalize(loaded, song, sparse)
+        personalize(loaded, [annotated_song(loaded, song, sparse)])
     short = tmp_path / "short.wav"
     soundfile.write(short, np.zeros(4 * 8000), 8000)
     with pytest.raises(DataError, match="4.0 s of sound; at least 5 s"):
@@ -217,7 +221,12 @@ def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
     (tmp_path / "full" / "x").write_text("")
     good = write_csv(tmp_path / "good.csv", steady(0.1, 0.1))
     with pytest.raises(UsageError, match="not an empty folder"):
-        save_personalized(tmp_path / "full", loaded, personalize(loaded, song, good), "x")
+        save_personalized(
+            tmp_path / "full",
+            loaded,
+            personalize(loaded, [annotated_song(loaded, song, good)]),
+            ["x"],
+        )
 
 
 def test_a_curve_of_one_dimension_with_gaps_can_be_read_back(tmp_path):
@@ -237,7 +246,7 @@ def test_five_seconds_of_sound_in_one_dimension_are_enough(small_run, tmp_path):
     soundfile.write(path, 0.1 * np.sin(np.arange(6 * 8000) / 5), 8000)
     loaded = load_model(small_run)
     drawn = write_csv(tmp_path / "d.csv", [(t, 0.5) for t in np.arange(0, 6, 0.5)], "time,arousal")
-    result = personalize(loaded, path, drawn)
+    result = personalize(loaded, [annotated_song(loaded, path, drawn)])
     assert result.after[0] < result.before[0] and np.isnan(result.after[1])
     assert predict_file(loaded, path).shape == (12, 2)
 

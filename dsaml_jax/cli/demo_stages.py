@@ -21,7 +21,13 @@ from data_prep.shards import Corpus, read_corpus
 from dsaml_jax.config import preset, with_settings
 from dsaml_jax.corpus import gather_windows, held_out, to_device
 from dsaml_jax.evaluation import Evaluation, ListenerCurves, evaluate, table, write_evaluation
-from dsaml_jax.listener import personalize, predict_file, save_personalized, write_curve
+from dsaml_jax.listener import (
+    annotated_song,
+    personalize,
+    predict_file,
+    save_personalized,
+    write_curve,
+)
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import Picture, figures, write_report
 from dsaml_jax.runs import LoadedModel, load_model, read_metrics
@@ -174,9 +180,9 @@ def _personalize_one(run: LoadedModel, corpus: Corpus, root: Path, workdir: Path
         writer = csv.writer(file)
         writer.writerow(["time", "arousal", "valence"])
         writer.writerows([15.0 + 0.5 * i, *map(float, row)] for i, row in enumerate(curve))
-    result = personalize(run, audio, annotations)
+    result = personalize(run, [annotated_song(run, audio, annotations)])
     if not (workdir / "mine").exists():
-        save_personalized(workdir / "mine", run, result, audio.name)
+        save_personalized(workdir / "mine", run, result, [audio.name])
     write_curve(workdir / "mine_prediction.csv", predict_file(load_model(workdir / "mine"), audio))
     return (
         f"{person} personalised on song {name}: RMSE on that song {np.nanmean(result.before):.3f} before, "

@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 
+from data_prep.base import DIMENSIONS
 from dsaml_jax.cli.arguments import (
     LIMITS,
     Register,
@@ -15,47 +16,102 @@ from dsaml_jax.cli.arguments import (
     add_strength,
     convention_of,
 )
+from dsaml_jax.errors import UsageError
 
 
 def add(register: Register) -> None:
     """Registers `dsaml personalize` and its arguments."""
-    personalize = register("personalize", run, "Adapt a model to one listener by one annotated song", LIMITS)  # fmt: skip
+    personalize = register("personalize", run, "Adapt a model to one listener by songs that they annotated",
+                           "By one song, several, or a folder of them. Curves move by the share of the mean difference that\n"
+                           f"listeners in general bear out on further songs: the more songs, the more.\n{LIMITS}")  # fmt: skip
     add_checkpoint(personalize)
-    personalize.add_argument("--audio", type=Path, required=True, help="the song")
-    personalize.add_argument("--annotations", type=Path, required=True,
-                             help="CSV with the columns time [s], arousal, valence (or one of the two; in [-1, 1]), any rate")  # fmt: skip
+    personalize.add_argument("--song", nargs=2, type=Path, action="append", default=[], metavar=("AUDIO", "CSV"),
+                             help="a song and its annotations; may be given again and again\n"
+                                  "CSV with the columns time [s], arousal, valence (or one of the two; in [-1, 1]), any rate")  # fmt: skip
+    personalize.add_argument("--audio", type=Path, help="the song, where there is one")
+    personalize.add_argument("--annotations", type=Path, help="its CSV")
+    personalize.add_argument("--folder", type=Path, metavar="STUDY",
+                             help="all songs of a folder with audio/ and annotations.csv, which has a column song_id too; of one person")  # fmt: skip
     add_convention(personalize)
-    personalize.add_argument("--out", type=Path, required=True, help="folder for the personal model")  # fmt: skip
+    personalize.add_argument("--add", action="store_true",
+                             help="--checkpoint is a personal model, which learns these songs besides: the same as all at once")  # fmt: skip
+    personalize.add_argument("--out", type=Path, help="folder for the personal model (with --add: the same, if it is not named)")  # fmt: skip
+    personalize.add_argument("--by", choices=("prior", "steps"),
+                             help="prior: by how listeners in general differ (default, where the model knows)\n"
+                                  "steps: by the inner steps of meta-learning")  # fmt: skip
     add_strength(personalize)
     add_imagebind_weights(personalize)
 
 
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml personalize`."""
-    from dsaml_jax.listener import personalize, save_personalized
+    from dsaml_jax.listener import annotated_song, personalize, save_personalized
     from dsaml_jax.progress import Console
     from dsaml_jax.runs import at_strength, load_model, require_free
 
     console = Console(options.quiet)
     convention = convention_of(options)
-    require_free(options.out)
+    out = options.out or (options.checkpoint if options.add else None)
+    if out is None:
+        raise UsageError("--out is needed: the folder for the personal model")
+    in_place = options.add and out.resolve() == Path(options.checkpoint).resolve()
+    if not in_place:
+        require_free(out)
+    pairs = _pairs(options)
     loaded = at_strength(load_model(options.checkpoint), options.strength)
-    result = personalize(
-        loaded, options.audio, options.annotations, options.imagebind_weights, convention
-    )
-    save_personalized(options.out, loaded, result, options.audio.name)
-    for name, before, after in zip(
-        ("arousal", "valence"), result.before, result.after, strict=True
-    ):
-        if not math.isfinite(before):
-            continue
-        console.say(f"{name}: RMSE on your song {before:.3f} before, {after:.3f} after")
-    if result.empty_cells:
-        console.say(f"{result.empty_cells} cells are empty or nan, and were not adapted to")
-    if result.leaves_gaps:
+    if options.add and loaded.person is None:
+        raise UsageError(
+            f"{options.checkpoint}: --add is for a personal model that was made by prior"
+        )
+    if loaded.person is not None and not options.add:
+        raise UsageError(
+            f"{options.checkpoint} is a personal model; with --add it learns these songs besides"
+        )
+    songs = []
+    with console.bar(len(pairs), "listening", "song") as bar:
+        for audio, table in pairs:
+            songs.append(
+                annotated_song(loaded, audio, table, options.imagebind_weights, convention)
+            )
+            bar.update()
+    result = personalize(loaded, songs, options.by)
+    names = [song.name for song in songs]
+    save_personalized(out, loaded, result, names, convention, replace=in_place)
+    for name, before, after in zip(DIMENSIONS, result.before, result.after, strict=True):
+        if math.isfinite(before):
+            what = "your song" if len(songs) == 1 else f"your {len(songs)} songs"
+            console.say(f"{name}: RMSE on {what} {before:.3f} before, {after:.3f} after")
+    empty = sum(song.empty_cells for song in songs)
+    if empty:
+        console.say(f"{empty} cells are empty or nan, and were not adapted to")
+    if any(song.leaves_gaps for song in songs):
         gap = f"{convention.max_gap:g} s"
         console.say(f"most points are over {gap} apart, and not joined; --max-gap joins them")
     console.say(
         f"adapted to {result.labelled_seconds:g} s of annotation; "
-        f"next: dsaml predict --checkpoint {options.out} SONG --out DIR"
+        f"next: dsaml predict --checkpoint {out} SONG --out DIR"
     )
+
+
+def _pairs(options: argparse.Namespace) -> list[tuple[Path, Path]]:
+    """Sound files and their tables.
+
+    Raises:
+      UsageError: none are named, or a song twice.
+    """
+    if (options.audio is None) != (options.annotations is None):
+        raise UsageError("--audio and --annotations belong together")
+    pairs = [tuple(pair) for pair in options.song]
+    if options.audio is not None:
+        pairs.append((options.audio, options.annotations))
+    if options.folder is not None:
+        from dsaml_jax.listener import annotated_in
+
+        pairs += annotated_in(options.folder)
+    if not pairs:
+        raise UsageError("name what was annotated: --song AUDIO CSV, or --folder STUDY")
+    files = [audio.resolve() for audio, _ in pairs]
+    for audio, _ in pairs:
+        if files.count(audio.resolve()) > 1:
+            raise UsageError(f"{audio} is named twice")
+    return pairs

@@ -28,7 +28,7 @@ def add(register: Register) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml predict`."""
     from data_prep.figures import write_png
-    from dsaml_jax.listener import predict_file, write_curve
+    from dsaml_jax.listener import band_of, predict_file, write_curve
     from dsaml_jax.progress import Console
     from dsaml_jax.reporting import draw_song_curve
     from dsaml_jax.runs import load_model
@@ -45,8 +45,9 @@ def run(options: argparse.Namespace) -> None:
         for song, name in songs:
             try:
                 curve = predict_file(loaded, song, options.imagebind_weights)
-                write_curve(options.out / f"{name}.csv", curve)
-                figure = draw_song_curve(curve.clip(-1.0, 1.0), song.name)
+                band = band_of(loaded, curve)
+                write_curve(options.out / f"{name}.csv", curve, band)
+                figure = draw_song_curve(curve.clip(-1.0, 1.0), song.name, band)
                 write_png(figure, options.out / f"{name}.png")
             except DataError as error:
                 failed.append(str(error))

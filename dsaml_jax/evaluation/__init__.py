@@ -29,7 +29,8 @@ from dsaml_jax.evaluation.evaluating import (
     table,
     write_evaluation,
 )
-from dsaml_jax.evaluation.methods import adapted, curves_of_songs
+from dsaml_jax.evaluation.listeners import differences, fit_listeners, inside, listeners_of
+from dsaml_jax.evaluation.methods import CurvesOfSongs, adapted, curves_of_songs
 from dsaml_jax.evaluation.scores import (
     COLUMNS,
     LEVELS,
@@ -54,6 +55,7 @@ from dsaml_jax.evaluation.trials import (
 
 __all__ = [
     "COLUMNS",
+    "CurvesOfSongs",
     "LEVELS",
     "FINE_TUNING",
     "METRICS",
@@ -74,13 +76,17 @@ __all__ = [
     "best_of",
     "better_when",
     "curves_of_songs",
+    "differences",
     "dimensions_of",
     "evaluate",
+    "fit_listeners",
     "fitting",
+    "inside",
     "level_errors",
     "keep_evaluation",
     "listener_judging",
     "listener_trial",
+    "listeners_of",
     "mean_scores",
     "most_shared_song",
     "score_curves",

@@ -1,37 +1,57 @@
-"""Sound files in, curves out; and one annotated song to a model of one listener."""
+"""Annotated songs of one listener, and a model of them."""
 
 from __future__ import annotations
 
 import dataclasses
-import unicodedata
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.analysis import Embed, SongFeatures, analyse, embedder, finish
-from data_prep.audio import load_audio, without_suffix
-from data_prep.base import (
-    DIMENSIONS,
-    MIN_SECONDS,
-    STEPS_PER_SECOND,
-    WINDOW_STEPS,
-    DataError,
-    printable,
-    replacing,
-)
+from data_prep.analysis import Embed, SongFeatures, embedder
+from data_prep.base import STEPS_PER_SECOND, WINDOW_STEPS, DataError, printable
 from data_prep.convention import Convention
-from data_prep.curves import MAX_GAP_SECONDS, on_grid
-from data_prep.features import FeatureConfig, window_starts
-from data_prep.reading import any_number, csv_records, empty_cells, in_time, rated
-from dsaml_jax import metrics
-from dsaml_jax.adaptation import adapt_to_listener
+from data_prep.curves import MAX_GAP_SECONDS, labelled_mean, on_grid
+from data_prep.features import window_starts
+from data_prep.reading import empty_cells
+from dsaml_jax.adaptation import adapt_to_listener, level_bias, with_level_bias
 from dsaml_jax.base import MIN_LABELLED_STEPS, SongBatch
 from dsaml_jax.corpus import evenly_spread, windows_to_draw
 from dsaml_jax.errors import UsageError
-from dsaml_jax.listener.curves import Variables, predict_song
-from dsaml_jax.runs import LoadedModel, save_model
+from dsaml_jax.listener.annotations import read_annotations
+from dsaml_jax.listener.curves import Variables
+from dsaml_jax.listener.predicting import features_of_file, of_learned, predict_features
+from dsaml_jax.runs import LoadedModel, Person, save_model
+
+Adapting = Literal["prior", "steps"]
+"""How a model becomes a person's: by what is known of listeners in general, or by the inner steps of meta-learning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedSong:
+    """A song, and what a person drew for it.
+
+    Attributes:
+      name: for people.
+      digest: of its sound: the same song is known again by it.
+      labels: `[n, 2]` arousal and valence, NaN where unlabelled.
+      features: of the song; None where `curve` is enough.
+      curve: `[n, 2]` that everyone's model says of it, where that is known already.
+      empty_cells: of the table, in the dimensions that it holds; not adapted to.
+      leaves_gaps: whether most points of the table are too far apart to be joined.
+    """
+
+    name: str
+    digest: str
+    labels: np.ndarray
+    features: SongFeatures | None = None
+    curve: np.ndarray | None = None
+    empty_cells: int = 0
+    leaves_gaps: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,175 +60,42 @@ class Personalized:
 
     Attributes:
       variables: adapted.
-      labelled_seconds: how much of the song was annotated.
-      before, after: RMSE on the annotated song, `[2]` arousal and valence; NaN where it was not annotated.
-      empty_cells: of the table, in the dimensions that it holds; not adapted to.
-      leaves_gaps: whether most points of the table are too far apart to be joined.
-      convention: how the table was meant.
+      person: what is kept of the person; None where the inner steps were taken.
+      labelled_seconds: how much of the songs was annotated.
+      before, after: RMSE on the annotated songs, `[2]` arousal and valence, the mean over songs; NaN where nothing was
+        annotated.
     """
 
     variables: Variables
+    person: Person | None
     labelled_seconds: float
     before: np.ndarray
     after: np.ndarray
-    empty_cells: int = 0
-    leaves_gaps: bool = False
-    convention: Convention = Convention()
 
 
-def features_of_file(path: Path, config: FeatureConfig, embed: Embed | None) -> SongFeatures:
-    """Features of a whole sound file, step 0 at its beginning.
-
-    Args:
-      path: the file.
-      config: how features are made.
-      embed: the network behind the embedding, where there is one.
-
-    Raises:
-      DataError: unreadable, or shorter than :data:`~data_prep.base.MIN_SECONDS`.
-    """
-    waveform, rate = load_audio(path)
-    if len(waveform) < MIN_SECONDS * rate:
-        raise DataError(
-            f"{path}: {len(waveform) / rate:.1f} s of sound; at least {MIN_SECONDS:g} s are needed"
-        )
-    return finish(analyse(waveform, rate, config), embed)
-
-
-def predict_file(loaded: LoadedModel, path: Path | str, weights: Path | None = None) -> np.ndarray:
-    """`[n, 2]` arousal and valence of a sound file, one row per half second; NaN in what was not learned.
-
-    Args:
-      loaded: the model.
-      path: the sound file.
-      weights: of ImageBind, if the model was trained on its embeddings.
-    """
-    config = loaded.info.features
-    features = features_of_file(Path(path), config, embedder(config, weights))
-    return predict_features(loaded, loaded.variables, features)
-
-
-def _of_learned(loaded: LoadedModel, curve: np.ndarray) -> np.ndarray:
-    """`[n, 2]` without the dimension, if there is one, that the model was not trained in."""
-    learned = [name in loaded.info.dimensions for name in DIMENSIONS]
-    return np.where(learned, curve, np.nan).astype(np.float32)
-
-
-def predict_features(
-    loaded: LoadedModel, variables: Variables, features: SongFeatures
-) -> np.ndarray:
-    """`[n, 2]` arousal and valence of a song by these variables of a model; NaN in what was not learned."""
-    curve = predict_song(
-        loaded.model,
-        variables,
-        features.log_mel,
-        features.embedding,
-        features.window_start,
-        per_step=loaded.info.features.embedding_per == "step",
-    )
-    return _of_learned(loaded, curve)
-
-
-COLUMNS = ("time", *DIMENSIONS)
-OF_A_STUDY = ("song_id", "annotator_id")
-"""Columns of a whole study's table, which says whose a row is and of what song."""
-
-
-def read_annotations(
-    path: Path, song: Path | None = None, convention: Convention = Convention()
-) -> np.ndarray:
-    """`[n, 3]` time in seconds, arousal, valence from a CSV with those columns, in the order of time.
-
-    One of arousal and valence may be absent as a column, and either may be empty or `nan` in a row: NaN. Other columns are
-    ignored. Of a table of several songs (`song_id`, with or without the file's suffix) the rows of one are taken.
-
-    Args:
-      path: the table.
-      song: its sound file, for a table of several songs.
-      convention: what the table's numbers mean.
-
-    Raises:
-      DataError: missing, empty, ragged, not numbers, numbers that mean something else, two ratings at one time, several
-        people, or nothing of the song.
-    """
-    rows: list[tuple[float, float, float, int]] = []
-    places: dict[tuple[str, str], list[int]] = {}
-    for line, (time, arousal, valence, song_id, person) in csv_records(
-        path, (*COLUMNS, *OF_A_STUDY), _parse, optional=DIMENSIONS, absent=OF_A_STUDY
-    ):
-        places.setdefault((song_id, person), []).append(len(rows))
-        rows.append((time, arousal, valence, line))
-    if not rows:
-        raise DataError(f"{path}: no annotations below the header")
-    mine = {
-        key: rows_of for key, rows_of in places.items()
-        if song is None or not key[0] or _is_named(song, key[0])
-    }  # fmt: skip
-    if not mine and song:
-        raise DataError(
-            f"{path}: no annotation of {song_name(song)} among those of "
-            f"{_few({without_suffix(song_id) for song_id, _ in places})}"
-        )
-    people = {person for _, person in mine}
-    if len(people) > 1:
-        raise DataError(f"{path}: annotations of {len(people)} people ({_few(people)}); keep one's")
-    points = convention.apply(path, np.array(rows), places)
-    return in_time(path, "the annotation", points[[row for of in mine.values() for row in of]])
-
-
-def _few(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _is_named(audio: Path, song_id: str) -> bool:
-    """Whether a table's id means this sound file: its name with or without suffix, or that of another file of the song."""
-    stem = song_name(audio)
-    return (
-        song_id in (stem, unicodedata.normalize("NFC", audio.name))
-        or without_suffix(song_id) == stem
-    )
-
-
-def song_name(audio: Path) -> str:
-    """What a table calls the song of a sound file, without suffix and in Unicode's composed form."""
-    return unicodedata.normalize("NFC", audio.stem)
-
-
-def _parse(
-    time: str, arousal: str, valence: str, song: str, person: str
-) -> tuple[float, float, float, str, str]:
-    return (
-        any_number("time", time),
-        rated("arousal", arousal),
-        rated("valence", valence),
-        unicodedata.normalize("NFC", song),
-        person,
-    )
-
-
-def personalize(
+def annotated_song(
     loaded: LoadedModel,
     audio: Path,
     annotations: Path,
     weights: Path | None = None,
     convention: Convention = Convention(),
-) -> Personalized:
-    """Adapts a model to the listener who annotated a song.
+) -> AnnotatedSong:
+    """Reads a song and what a person drew for it.
 
     Args:
-      loaded: the general model; its own inner steps and rate are used.
+      loaded: the model that will adapt.
       audio: the song.
-      annotations: CSV, see :func:`read_annotations`.
+      annotations: CSV, see :func:`~dsaml_jax.listener.annotations.read_annotations`.
       weights: of ImageBind, if the model was trained on its embeddings.
       convention: what the table's numbers mean, and how far apart points are joined.
 
     Raises:
-      DataError: bad files, or annotations that do not belong to the song.
-      UsageError: adapting does not end in finite numbers.
+      DataError: bad files, annotations that do not belong to the song, or too few.
     """
     drawn = read_annotations(annotations, audio, convention)
     config = loaded.info.features
-    features = features_of_file(audio, config, embedder(config, weights))
+    embed: Embed | None = embedder(config, weights)
+    features = features_of_file(audio, config, embed)
     steps = len(features.log_mel)
     seconds = steps / STEPS_PER_SECOND
     latest = drawn[-1, 0] - 1.0
@@ -218,59 +105,121 @@ def personalize(
         raise DataError(
             f"{annotations}: annotated up to {drawn[-1, 0]:.1f} s, but {audio} ends at {seconds:.1f} s{mend}"
         )
-    labels = on_grid(drawn, steps, max_gap=convention.max_gap)
-    result = personalize_on(
-        loaded, features, labels, what=str(annotations), max_gap=convention.max_gap
-    )
-    return dataclasses.replace(
-        result,
+    labels = of_learned(loaded, on_grid(drawn, steps, max_gap=convention.max_gap))
+    require_enough(labels, str(annotations), convention.max_gap)
+    with audio.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return AnnotatedSong(
+        audio.name,
+        digest,
+        labels,
+        features,
         empty_cells=empty_cells([drawn]),
         leaves_gaps=convention.leaves_gaps([drawn]),
-        convention=convention,
     )
 
 
-def personalize_on(
-    loaded: LoadedModel,
-    features: SongFeatures,
-    labels: np.ndarray,
-    *,
-    what: str,
-    max_gap: float | None = None,
+def personalize(
+    loaded: LoadedModel, songs: Sequence[AnnotatedSong], by: Adapting | None = None
 ) -> Personalized:
-    """The same from features and a curve on the grid.
+    """Adapts a model to the listener who annotated these songs.
+
+    By `prior` the curves move by a constant in each dimension: by the share of the mean difference between what the person
+    drew and everyone's curves that listeners in general bear out on further songs
+    (:meth:`dsaml_jax.runs.Listeners.shift`). Songs that a personal model knows already count too, a song that comes again
+    by what is drawn now; the order makes no difference. By `steps` the model takes the inner steps of its meta-learning on
+    all songs together.
 
     Args:
-      loaded: the general model.
-      features: of the song, n steps.
-      labels: `[n, 2]` arousal and valence, NaN where unlabelled.
-      what: the annotations, for messages.
-      max_gap: see :func:`require_enough`.
+      loaded: the general model, or a personal one, which then learns these songs besides.
+      songs: one or more.
+      by: None: :func:`default_adapting`.
 
     Raises:
       DataError: too little is labelled.
-      UsageError: adapting does not end in finite numbers.
+      UsageError: adapting does not end in finite numbers, or `by` does not fit the model.
     """
-    labels = _of_learned(loaded, labels)
-    labelled = require_enough(labels, what, max_gap)
-    support = support_batch(features, labels, per_step=loaded.info.features.embedding_per == "step")
+    songs = [dataclasses.replace(song, labels=of_learned(loaded, song.labels)) for song in songs]
+    labelled = sum(require_enough(song.labels, song.name) for song in songs)
+    adapted = _by_prior if (by or default_adapting(loaded)) == "prior" else _by_steps
+    variables, person, curves = adapted(loaded, songs)
+    errors = [
+        [_error(curve, song.labels) for curve in pair]
+        for song, pair in zip(songs, curves, strict=True)
+    ]
+    before, after = labelled_mean(np.array(errors))
+    return Personalized(variables, person, labelled / STEPS_PER_SECOND, before, after)
+
+
+def default_adapting(loaded: LoadedModel) -> Adapting:
+    """By `prior` where the model knows how listeners differ, else by `steps`."""
+    known = loaded.listeners is not None and level_bias(loaded.variables["params"]) is not None
+    return "prior" if known else "steps"
+
+
+BeforeAfter = tuple[np.ndarray, np.ndarray]
+"""Two curves of a song, `[n, 2]` each."""
+
+
+def _by_prior(
+    loaded: LoadedModel, songs: Sequence[AnnotatedSong]
+) -> tuple[Variables, Person, list[BeforeAfter]]:
+    bias = level_bias(loaded.variables["params"])
+    if bias is None:
+        raise UsageError("this network has no bias of its level: it adapts by steps alone")
+    if loaded.listeners is None:
+        raise UsageError("this model does not know how listeners differ: it adapts by steps alone")
+    bias = np.asarray(bias, np.float64)
+    person = loaded.person or Person((float(bias[0]), float(bias[1])))
+    base = np.array(person.base)
+    everyone = with_level_bias(loaded.variables, base)
+    curves = [
+        _predicted(loaded, everyone, song) if song.curve is None else song.curve for song in songs
+    ]
+    for song, curve in zip(songs, curves, strict=True):
+        difference = song.labels.astype(np.float64) - curve.clip(-1.0, 1.0)
+        person = person.with_song(song.digest, labelled_mean(difference))
+    shift = loaded.listeners.shift(person.differences)
+    variables = with_level_bias(loaded.variables, base + shift)
+    return variables, person, [(curve + (bias - base), curve + shift) for curve in curves]
+
+
+def _by_steps(
+    loaded: LoadedModel, songs: Sequence[AnnotatedSong]
+) -> tuple[Variables, None, list[BeforeAfter]]:
+    if loaded.person is not None:
+        raise UsageError(
+            "a personal model takes no further inner steps; begin with everyone's model, and all songs"
+        )
+    per_step = loaded.info.features.embedding_per == "step"
+    support = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts),
+        *(support_batch(_features(song), song.labels, per_step=per_step) for song in songs),
+    )
     adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
         loaded.model, loaded.info.config.meta, loaded.variables, support
     )
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(adapted))):
         raise UsageError("adapting diverged; train with a smaller meta.learning_rate")
+    curves = [
+        (_predicted(loaded, loaded.variables, song), _predicted(loaded, adapted, song))
+        for song in songs
+    ]
+    return adapted, None, curves
 
-    mask = np.isfinite(labels).T
-    target = np.nan_to_num(labels).T
 
-    def error(variables: Variables) -> np.ndarray:
-        curve = np.nan_to_num(predict_features(loaded, variables, features))
-        found = metrics.rmse(jnp.asarray(curve.T), jnp.asarray(target), jnp.asarray(mask))
-        return np.where(mask.any(axis=1), found, np.nan)
+def _features(song: AnnotatedSong) -> SongFeatures:
+    assert song.features is not None
+    return song.features
 
-    return Personalized(
-        adapted, labelled / STEPS_PER_SECOND, error(loaded.variables), error(adapted)
-    )
+
+def _predicted(loaded: LoadedModel, variables: Variables, song: AnnotatedSong) -> np.ndarray:
+    return predict_features(loaded, variables, _features(song))
+
+
+def _error(curve: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[2]` RMSE of a curve; NaN where nothing is annotated."""
+    return np.sqrt(labelled_mean(np.square(labels - curve, dtype=np.float64)))
 
 
 def require_enough(labels: np.ndarray, what: str, max_gap: float | None = None) -> int:
@@ -328,35 +277,35 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
 
 
 def save_personalized(
-    directory: Path, loaded: LoadedModel, result: Personalized, song: str
+    directory: Path,
+    loaded: LoadedModel,
+    result: Personalized,
+    songs: Sequence[str],
+    convention: Convention = Convention(),
+    replace: bool = False,
 ) -> None:
-    """Writes the personalised model; see :func:`dsaml_jax.runs.save_model`."""
-    note = f"personalised on {result.labelled_seconds:g} s of {printable(song)}"
-    if result.convention != Convention():
-        note += (
-            f", {result.convention.meaning()}, joined over up to {result.convention.max_gap:g} s"
-        )
-    info = dataclasses.replace(loaded.info, note=note)
-    save_model(directory, result.variables, info, step=loaded.step)
+    """Writes the personalised model; see :func:`dsaml_jax.runs.save_model`.
 
-
-def write_curve(path: Path, curve: np.ndarray) -> None:
-    """Writes :func:`curve_table`."""
-    with replacing(path) as temporary:
-        temporary.write_text(curve_table(curve))
-
-
-def curve_table(curve: np.ndarray) -> str:
-    """CSV of `[n, 2]`: `time, arousal, valence`, one line per half second: the format `personalize` reads.
-
-    A cell that is NaN is empty, a step without a number left out, and so is the column of a dimension without one.
-    Values are clipped to [-1, 1], the range of the scale.
+    Args:
+      directory: new or empty.
+      loaded: the model that was adapted.
+      result: what came of it.
+      songs: names of what it was adapted to now.
+      convention: how their tables were meant.
+      replace: the model that is there already.
     """
-    known = np.isfinite(curve)
-    columns = np.flatnonzero(known.any(axis=0)) if known.any() else np.arange(2)
-    lines = [",".join(["time", *(("arousal", "valence")[column] for column in columns)])]
-    for step in np.flatnonzero(known.any(axis=1)):
-        values = np.clip(curve[step, columns], -1.0, 1.0)
-        cells = (f"{value:.5f}" if np.isfinite(value) else "" for value in values)
-        lines.append(",".join([f"{step / STEPS_PER_SECOND:.1f}", *cells]))
-    return "\n".join(lines) + "\n"
+    known = len(result.person.songs) if result.person else len(songs)
+    before = f", and {known - len(songs)} before" if known > len(songs) else ""
+    named = printable(", ".join(songs[:3]) + (", ..." if len(songs) > 3 else ""))
+    note = f"personalised on {result.labelled_seconds:g} s of {named}{before}"
+    if convention != Convention():
+        note += f", {convention.meaning()}, joined over up to {convention.max_gap:g} s"
+    save_model(
+        directory,
+        result.variables,
+        dataclasses.replace(loaded.info, note=note),
+        step=loaded.step,
+        listeners=loaded.listeners,
+        person=result.person,
+        replace=replace,
+    )

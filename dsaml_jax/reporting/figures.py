@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from data_prep.base import DIMENSIONS, STEPS_PER_SECOND, replacing
 from data_prep.figures import COLORS, STYLE, any_glyphs, name_corners, set_name
 from dsaml_jax.evaluation import ListenerCurves
+from dsaml_jax.listener import Band
 
 TRUTH, UNADAPTED, ADAPTED = "#111827", "#9ca3af", "#2563eb"
 MAX_PANEL_TITLE = 14
@@ -25,12 +26,13 @@ SERIES = (
 """Color (Okabe and Ito's, told apart by everybody), marker and line, so that print without color tells them apart."""
 
 
-def draw_song_curve(curve: np.ndarray, title: str) -> Figure:
+def draw_song_curve(curve: np.ndarray, title: str, band: Band | None = None) -> Figure:
     """Arousal and valence over time, and the path through the plane of both; or one of them over time.
 
     Args:
       curve: `[n, 2]`, one column of it may be NaN.
       title: above the figure.
+      band: its bounds.
     """
     there = np.isfinite(curve).any(axis=0)
     with rc_context(STYLE):
@@ -41,6 +43,9 @@ def draw_song_curve(curve: np.ndarray, title: str) -> Figure:
         for column, (name, color) in enumerate(COLORS.items()):
             if there[column]:
                 left.plot(time, curve[:, column], color=color, label=name)
+                if band is not None:
+                    low, high = (bound[:, column] for bound in band)
+                    left.fill_between(time, low, high, color=color, alpha=0.12, linewidth=0)
         left.axhline(0.0, color="#9ca3af", linewidth=0.8)
         left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
         left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)

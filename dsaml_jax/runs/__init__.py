@@ -1,11 +1,21 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
 `info` is the run's identity, `store` its Orbax checkpoints, `variables` what a model's numbers look like, `loading` a
-model loaded or saved, `export` one in a single file, `log` what is written while it trains.
+model loaded or saved, `export` one in a single file, `listeners` how single people differ from it, `log` what is written while it trains.
 """
 
 from dsaml_jax.runs.export import export_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
+from dsaml_jax.runs.listeners import (
+    BAND_SHARE,
+    LISTENERS_FILE,
+    Listeners,
+    Person,
+    Spread,
+    read_listeners,
+    read_person,
+    write_listeners,
+)
 from dsaml_jax.runs.loading import at_strength, load_model, require_free, save_model, weights_digest
 from dsaml_jax.runs.log import (
     METRICS_FILE,
@@ -27,23 +37,30 @@ from dsaml_jax.runs.variables import (
 )
 
 __all__ = [
+    "BAND_SHARE",
     "CHECKPOINTS",
     "METRICS_FILE",
     "REPORT_FILE",
+    "Person",
     "RUN_FILE",
     "CheckpointStore",
     "DamagedCheckpoint",
+    "LISTENERS_FILE",
+    "Listeners",
     "LoadedModel",
     "RunInfo",
     "RunLog",
     "RunStatus",
+    "Spread",
     "State",
     "at_strength",
     "export_model",
     "initial_variables",
     "load_model",
     "only_here",
+    "read_listeners",
     "read_metrics",
+    "read_person",
     "read_run_info",
     "read_status",
     "require_free",
@@ -51,5 +68,6 @@ __all__ = [
     "save_model",
     "variables_like",
     "weights_digest",
+    "write_listeners",
     "write_run_info",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from data_prep.plain import parse_json
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
 from dsaml_jax.runs.info import info_from, info_values
+from dsaml_jax.runs.listeners import listeners_from
 from dsaml_jax.runs.variables import LoadedModel, variables_like
 
 SUFFIX = ".safetensors"
@@ -39,6 +41,8 @@ def export_model(loaded: LoadedModel, out: Path) -> int:
     metadata = {"format": "dsaml_jax", "step": str(loaded.step)}
     for name, value in info_values(loaded.info).items():
         metadata[name] = value if isinstance(value, str) else json.dumps(value)
+    if loaded.listeners is not None:
+        metadata["listeners"] = json.dumps(dataclasses.asdict(loaded.listeners))
     with replacing(out) as temporary:
         save_file(arrays, temporary, metadata)
     return sum(value.size for value in arrays.values())
@@ -66,6 +70,8 @@ def read_export(path: Path, network: str = "") -> LoadedModel:
             for name, text in metadata.items()
             if name not in ("format", "step")
         }
+        told = values.pop("listeners", None)
+        listeners = None if told is None else listeners_from(told)
     except (
         SafetensorError,
         KeyError,
@@ -79,7 +85,7 @@ def read_export(path: Path, network: str = "") -> LoadedModel:
     info = info_from(values, str(path))
     model = build_model(info.config.model, trusted=network)
     like = variables_like(info.config, info.features, model)
-    return LoadedModel(model, _checked(flat, like, path), info, step)
+    return LoadedModel(model, _checked(flat, like, path), info, step, listeners)
 
 
 def _checked(flat: dict[str, np.ndarray], like: dict[str, Any], path: Path) -> dict[str, Any]:

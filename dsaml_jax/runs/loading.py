@@ -25,19 +25,44 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
 from dsaml_jax.runs.export import read_export
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
+from dsaml_jax.runs.listeners import (
+    Listeners,
+    Person,
+    read_listeners,
+    read_person,
+    write_listeners,
+    write_person,
+)
 from dsaml_jax.runs.store import CheckpointStore
 from dsaml_jax.runs.variables import LoadedModel, variables_like
 
 
 def save_model(
-    directory: Path, variables: Mapping[str, Any], info: RunInfo, *, step: int = 0
+    directory: Path,
+    variables: Mapping[str, Any],
+    info: RunInfo,
+    *,
+    step: int = 0,
+    listeners: Listeners | None = None,
+    person: Person | None = None,
+    replace: bool = False,
 ) -> None:
     """Writes a model by itself, for prediction: to a new or empty folder, whole or not at all.
 
+    Args:
+      directory: the folder.
+      variables: of the model.
+      info: what it is.
+      step: of the checkpoint that it comes from.
+      listeners: how single people differ from it.
+      person: whose it is.
+      replace: a model that is there already.
+
     Raises:
-      UsageError: the folder holds something.
+      UsageError: the folder holds something that is not to be replaced.
     """
-    require_free(directory)
+    if not replace:
+        require_free(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
     try:
@@ -47,8 +72,18 @@ def save_model(
         finally:
             store.close()
         write_run_info(temporary, info)
+        if listeners is not None:
+            write_listeners(temporary, dataclasses.replace(listeners, step=step))
+        if person is not None:
+            write_person(temporary, person)
         temporary.chmod(0o755)
-        os.replace(temporary, directory)
+        if replace and directory.exists():
+            old = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name[:40]}."))
+            os.replace(directory, old)
+            os.replace(temporary, directory)
+            _remove(old)
+        else:
+            os.replace(temporary, directory)
     except BaseException:
         _remove(temporary)
         raise
@@ -91,13 +126,20 @@ def load_model(directory: Path | str, *, network: str = "") -> LoadedModel:
         step = store.best_step()
         assert step is not None
         like = variables_like(info.config, info.features, model)
-        return LoadedModel(model, store.restore_model(step, like), info, step)
+        listeners = read_listeners(directory)
+        if (
+            listeners is not None and listeners.step != step
+        ):  # of a checkpoint that is not the best any more
+            listeners = None
+        return LoadedModel(
+            model, store.restore_model(step, like), info, step, listeners, read_person(directory)
+        )
     finally:
         store.close()
 
 
 def at_strength(loaded: LoadedModel, strength: float | None) -> LoadedModel:
-    """The same model, adapting by another share of the way (`meta.strength`); None: as it is.
+    """The same model, adapting by another share of the way, whichever way it adapts; None: as it is.
 
     Raises:
       UsageError: not in [0, 1].
@@ -105,7 +147,9 @@ def at_strength(loaded: LoadedModel, strength: float | None) -> LoadedModel:
     if strength is None:
         return loaded
     config = with_settings(loaded.info.config, [f"meta.strength={strength}"])
-    return dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, config=config))
+    listeners = loaded.listeners and dataclasses.replace(loaded.listeners, strength=strength)
+    info = dataclasses.replace(loaded.info, config=config)
+    return dataclasses.replace(loaded, info=info, listeners=listeners)
 
 
 def weights_digest(loaded: LoadedModel) -> str:

@@ -18,6 +18,7 @@ from dsaml_jax.config import RunConfig
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
 from dsaml_jax.runs.info import RunInfo
+from dsaml_jax.runs.listeners import Listeners, Person
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,16 @@ class LoadedModel:
       variables: `params`, `batch_stats` and, where they were learned, the inner `rates`.
       info: of the run it came from.
       step: of the checkpoint.
+      listeners: how single people differ from its curves, where that is known.
+      person: of a personal model that was made by that.
     """
 
     model: nn.Module
     variables: dict[str, Any]
     info: RunInfo
     step: int
+    listeners: Listeners | None = None
+    person: Person | None = None
 
 
 def initial_variables(model: nn.Module, features: FeatureConfig, key: jax.Array) -> dict[str, Any]:

@@ -431,6 +431,7 @@ class _Pages:
             "before": curve_rows(curve("before", song)),
             "after": curve_rows(curve(str(latest[-1]["id"]), song)) if latest else None,
             "drawn": curve_rows(self._modelling.labels(who, song)),
+            "band": self._modelling.band(str(latest[-1]["id"]) if latest else "everyone", song),
         }
 
     async def upload(self, request: Request) -> Response:

@@ -24,14 +24,17 @@ from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
+    AnnotatedSong,
     Variables,
-    personalize_on,
+    band_of,
+    default_adapting,
+    personalize,
     predict_features,
     require_enough,
     save_personalized,
     support_windows,
 )
-from dsaml_jax.runs import LoadedModel, load_model, weights_digest
+from dsaml_jax.runs import LoadedModel, Person, load_model, read_person, weights_digest
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.store import Participant, Row, Store
 from dsaml_jax.studio.takes import drawn_curve
@@ -75,6 +78,7 @@ class Modelling:
           store: of the study.
           study: its folder.
         """
+        loaded = dataclasses.replace(loaded, person=None)  # whoever takes part is somebody else
         self._loaded, self._everyone = loaded, everyone or loaded
         self._library, self._store = library, store
         self._curves, self._models = study / "cache" / "curves", study / "models"
@@ -105,12 +109,11 @@ class Modelling:
         """What people asked for before the studio was stopped."""
         people = {who.id: who for who in self._store.participants()}
         for row in self._store.unfinished_adaptations():
-            song = self._library.get(row["song"])
-            labels = None if song is None else self.labels(people[row["participant"]], song)
-            if song is None or labels is None:
+            who, song = people[row["participant"]], self._library.get(row["song"])
+            if song is None or self.labels(who, song) is None:
                 self._store.end_adaptation(row["id"], error="the song is not in the study any more")
             else:
-                self._add(_NOW, partial(self._adapt, row["id"], song, labels))
+                self._add(_NOW, partial(self._adapt, row["id"], who))
 
     def close(self) -> None:
         """Finishes the job at hand and stops."""
@@ -137,6 +140,16 @@ class Modelling:
         path = self._path(which, song)
         return np.load(path) if path.is_file() else None
 
+    def band(self, which: str, song: StudioSong) -> list[list[list[float | None]] | None] | None:
+        """Rows of the lower and of the upper bound around :meth:`curve`; None where there is no curve, or none is known."""
+        curve = self.curve(which, song)
+        if which in self._keys:
+            loaded = self._everyone
+        else:
+            loaded = dataclasses.replace(self._loaded, person=self._person_of(int(which)))
+        bounds = None if curve is None else band_of(loaded, curve)
+        return None if bounds is None else [curve_rows(bound) for bound in bounds]
+
     def labels(self, who: Participant, song: StudioSong) -> np.ndarray | None:
         """`[n, 2]` what a participant drew for a song, NaN where nothing; None: nothing at all.
 
@@ -160,17 +173,21 @@ class Modelling:
         return found if np.isfinite(found).any() else None
 
     def adapt(self, who: Participant, song: StudioSong) -> int:
-        """Asks for an adaptation to what they drew for a song; returns its number.
+        """Asks for an adaptation to all songs that they drew; returns its number.
+
+        Args:
+          who: the participant.
+          song: which they drew last.
 
         Raises:
-          DataError: too little is drawn.
+          DataError: too little of that is drawn.
         """
         labels = self.labels(who, song)
         if labels is None:
             labels = np.full((1, 2), np.nan, np.float32)
         require_enough(labels, song.name)
         number = self._store.add_adaptation(who, song.number)
-        self._add(_NOW, partial(self._adapt, number, song, labels))
+        self._add(_NOW, partial(self._adapt, number, who))
         return number
 
     @property
@@ -247,6 +264,10 @@ class Modelling:
             self._keep(number, load_model(self.model_folder(number)).variables)
         return self._personal[number]
 
+    def _person_of(self, number: int) -> Person | None:
+        folder = self.model_folder(number)
+        return read_person(folder) if folder.is_dir() else None
+
     def _keep(self, number: int, variables: Variables) -> None:
         self._personal[number] = variables
         if len(self._personal) > _MODELS_IN_MEMORY:
@@ -259,21 +280,18 @@ class Modelling:
         except DataError:
             return  # it is left out soon
         labels = np.zeros((len(features.log_mel), 2), np.float32)
-        personalize_on(self._loaded, features, labels, what="warming up")
+        personalize(self._loaded, [AnnotatedSong("warming up", "", labels, features)])
 
-    def _adapt(self, number: int, song: StudioSong, labels: np.ndarray) -> None:
+    def _adapt(self, number: int, who: Participant) -> None:
         try:
-            self._stages[number] = "listening to your song"
-            features = self._library.features(song)
-            self._stages[number] = "taking the inner steps"
-            fitted = fit(labels, len(features.log_mel))
-            result = personalize_on(self._loaded, features, fitted, what=song.name)
+            self._stages[number] = "listening to your songs"
+            songs = self._drawn(who)
+            self._stages[number] = "adapting"
+            result = personalize(self._loaded, songs)
             folder = self.model_folder(number)
             shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off
-            save_personalized(folder, self._loaded, result, song.name)
+            save_personalized(folder, self._loaded, result, [song.name for song in songs])
             self._keep(number, result.variables)
-            self._predict_general(song)
-            self._predict_adapted(number, song)
         except (DataError, UsageError) as error:
             self._store.end_adaptation(number, error=str(error))
             return
@@ -284,6 +302,26 @@ class Modelling:
         self._store.end_adaptation(number, before=before, after=after)
         for other in self._library:
             self._add(_SOON, partial(self._predict_both, number, other))
+
+    def _drawn(self, who: Participant) -> list[AnnotatedSong]:
+        """What a participant drew, each song once, as far as it is enough to adapt to."""
+        found = []
+        for song in self._library:
+            labels = self.labels(who, song)
+            if labels is None or not len(support_windows(labels)):
+                continue
+            features, curve = None, None
+            if default_adapting(self._loaded) == "prior":
+                self._predict("before", self._loaded, self._loaded.variables, song)
+                curve = self.curve("before", song)
+                assert curve is not None
+                steps = len(curve)
+            else:
+                features = self._library.features(song)
+                steps = len(features.log_mel)
+            drawn = fit(labels, steps)
+            found.append(AnnotatedSong(song.name, song.digest, drawn, features, curve))
+        return found
 
     def _predict_both(self, number: int, song: StudioSong) -> None:
         if self._library.get(song.number) is not None:

@@ -20,11 +20,20 @@ from data_prep.base import DIMENSIONS
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import to_variables
 from dsaml_jax.config import RunConfig
-from dsaml_jax.corpus import DeviceCorpus, Drawn, batches
+from dsaml_jax.corpus import DeviceCorpus, Drawn, batches, fold_of, held_out
 from dsaml_jax.devices import is_first, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
+from dsaml_jax.evaluation import agreed_trial, curves_of_songs, listeners_of
 from dsaml_jax.progress import Console, duration
-from dsaml_jax.runs import CHECKPOINTS, CheckpointStore, RunLog, State
+from dsaml_jax.runs import (
+    CHECKPOINTS,
+    CheckpointStore,
+    RunLog,
+    State,
+    read_listeners,
+    variables_like,
+    write_listeners,
+)
 from dsaml_jax.training.failures import FAILURES_FOLDER, blame, bundles_of_step, write_bundle
 from dsaml_jax.training.start import Setup, set_up
 from dsaml_jax.training.state import (
@@ -235,10 +244,28 @@ def _result(setup: Setup, store: CheckpointStore, console: Console) -> dict[str,
     best = store.best_step()
     assert best is not None
     score = store.score(best)
+    _keep_listeners(setup, store, best)
     _report(setup.workdir, console)
     judged = setup.config.training.folds != 1
     console.say(f"best validation score {score:.3f} at step {best}" if judged else f"kept: step {best}")  # fmt: skip
     return {"best_step": float(best), "best_score": score}
+
+
+def _keep_listeners(setup: Setup, store: CheckpointStore, step: int) -> None:
+    """Looks how single listeners differ from the best model on the songs of validation; where nothing is held out, nobody knows."""
+    fold = fold_of(setup.config.training)
+    known = read_listeners(setup.workdir)
+    if fold.folds == 1 or (known is not None and known.step == step):
+        return
+    like = variables_like(setup.config, setup.corpus.features, setup.model)
+    variables = setup.devices.replicate(store.restore_model(step, like))
+    ratings = held_out(setup.corpus, fold)["validation"].consensus
+    if len(ratings):
+        trial = agreed_trial(setup.corpus, "validation", setup.device, fold=fold)
+        curves = curves_of_songs(trial, setup.model, variables)
+        found = listeners_of(setup.corpus, ratings, curves, step)
+        if found is not None:
+            on_first(lambda: write_listeners(setup.workdir, found))
 
 
 def _report(workdir: Path, console: Console) -> None:

@@ -9,9 +9,20 @@ const NAMES = ["arousal", "valence"];
 export const columnsOf = (...curves) => [0, 1].filter((column) => curves.some((curve) => curve.some((row) => row[column] !== null)));
 
 // lines: { name, color, curve: [[arousal, valence], ...], dash?, width? }
-export async function drawChart(place, lines, step) {
+// band: { name, color, bounds: [lower curve, upper curve] }, drawn below the lines
+export async function drawChart(place, lines, step, band = null) {
   const traces = [];
   const columns = columnsOf(...lines.map(({ curve }) => curve));
+  for (const [place, column] of band ? columns.entries() : []) {
+    for (const [bound, curve] of band.bounds.entries()) {
+      traces.push({
+        name: band.name, legendgroup: band.name, showlegend: place === 0 && bound === 1,
+        x: curve.map((_, i) => i * step), y: curve.map((values) => values[column]),
+        xaxis: "x", yaxis: `y${place ? "2" : ""}`, mode: "lines", line: { width: 0, color: band.color },
+        ...(bound && { fill: "tonexty", fillcolor: `${band.color}22` }), hoverinfo: "skip",
+      });
+    }
+  }
   for (const { name, color: shade, curve, dash = "solid", width = 2 } of lines) {
     for (const [place, column] of columns.entries()) {
       const axis = place ? "2" : "";

@@ -27,7 +27,9 @@ async function redraw() {
   const lines = known().map(([key, name, dash]) => ({
     name, dash, color: color(SHADES[key]), curve: curves[key], width: key === "after" ? 3 : 2,
   }));
-  await drawChart($("chart"), lines, curves.step);
+  const key = curves.after ? "after" : "everyone";
+  const band = curves.band && { name: curves.after ? "you, probably" : "people", color: color(SHADES[key]), bounds: curves.band };
+  await drawChart($("chart"), lines, curves.step, band);
   $("chart").dataset.lines = lines.map(({ name }) => name).join(", ");
   showAt(audio.currentTime);
 }

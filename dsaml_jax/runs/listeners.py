@@ -1,0 +1,232 @@
+"""What is kept beside a model's numbers: how single listeners differ from its curves, and how one of them does.
+
+`listeners.json` is from songs that the model was not trained on, `person.json` from a person's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.base import DIMENSIONS, replacing
+from data_prep.plain import from_plain, parse_json
+from dsaml_jax.errors import UsageError
+
+LISTENERS_FILE = "listeners.json"
+PERSON_FILE = "person.json"
+
+BAND_SHARE = 0.8
+"""Share of people's curves that a band is meant to hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How people differ from a model's curves in one dimension.
+
+    What somebody draws minus the model's curve is taken for a sum of three: a level of the person, one of the song as this
+    person hears it, and how the curve moves.
+
+    Attributes:
+      between: mean square over people of the first.
+      within: variance of the second.
+      moving: variance of the third.
+      low, high: so much below and above the model's curve lie the bounds of a band that holds :data:`BAND_SHARE` of what
+        people drew of whom nothing is known.
+    """
+
+    between: float
+    within: float
+    moving: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if min(self.between, self.within, self.moving) < 0.0 or not self.low <= self.high:
+            raise ValueError("a variance is negative, or a band inside out")
+
+    def share(self, songs: int) -> float:
+        """Share of the mean difference on so many songs of a person that is to be expected on their next.
+
+        The posterior mean under normal distributions, `songs between / (songs between + within)`.
+        """
+        known = songs * self.between
+        return known / (known + self.within) if known > 0.0 else 0.0
+
+    def band(self, songs: int) -> tuple[float, float]:
+        """Bounds of the band around the curve of a person of whom so many songs are known."""
+        rest = self.within + self.moving
+        all_of_it = self.between + rest
+        left = (1.0 - self.share(songs)) * self.between + rest
+        narrower = math.sqrt(left / all_of_it) if all_of_it > 0.0 else 1.0
+        return narrower * self.low, narrower * self.high
+
+
+@dataclasses.dataclass(frozen=True)
+class Listeners:
+    """What is known of listeners.
+
+    Attributes:
+      arousal, valence: None of what nobody drew.
+      people, curves: how many they are from.
+      step: of the checkpoint whose curves were looked at.
+      strength: share of the way to go instead of :meth:`Spread.share`, where somebody has said so.
+    """
+
+    arousal: Spread | None
+    valence: Spread | None
+    people: int
+    curves: int
+    step: int = 0
+    strength: float | None = None
+
+    def shift(self, differences: np.ndarray) -> np.ndarray:
+        """How far a person's curves lie from everyone's, to be expected after some songs.
+
+        Args:
+          differences: `[K, 2]` mean over each song of what the person drew minus the model's curve; NaN where they drew
+            nothing. Their order makes no difference.
+
+        Returns:
+          `[2]`, 0 of a dimension of which nothing is known.
+        """
+        found = np.zeros(2)
+        for dimension, spread in enumerate((self.arousal, self.valence)):
+            known = np.sort(differences[np.isfinite(differences[:, dimension]), dimension])
+            if spread is not None and len(known):
+                share = spread.share(len(known)) if self.strength is None else self.strength
+                found[dimension] = share * known.mean()
+        return found
+
+    def band(
+        self, curve: np.ndarray, songs: tuple[int, int] = (0, 0)
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bound `[n, 2]` of a band around a predicted curve `[n, 2]`, within the scale.
+
+        Args:
+          curve: NaN where nothing is predicted.
+          songs: of how many of the person's songs each dimension is known.
+        """
+        spreads = zip((self.arousal, self.valence), songs, strict=True)
+        offsets = [(math.nan, math.nan) if x is None else x.band(count) for x, count in spreads]
+        low, high = np.array(offsets, np.float32).T
+        return np.clip(curve + low, -1.0, 1.0), np.clip(curve + high, -1.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """What a personal model knows of its person.
+
+    Attributes:
+      base: what everyone's model adds to its curves of arousal and valence.
+      songs: digest of each song -> mean of what they drew minus everyone's curve, arousal and valence; None of what they
+        did not draw.
+    """
+
+    base: tuple[float, float]
+    songs: Mapping[str, tuple[float | None, float | None]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def differences(self) -> np.ndarray:
+        """`[K, 2]`, NaN where nothing was drawn."""
+        return np.array(list(self.songs.values()), np.float64).reshape(-1, 2)
+
+    def counts(self) -> tuple[int, int]:
+        """Songs that are known of each dimension."""
+        arousal, valence = np.isfinite(self.differences).sum(axis=0)
+        return int(arousal), int(valence)
+
+    def with_song(self, digest: str, difference: np.ndarray) -> Person:
+        """And this song; if it is known already, by this difference `[2]` now, in the dimensions that it has."""
+        old = self.songs.get(digest, (None, None))
+        new = [
+            float(x) if np.isfinite(x) else before
+            for x, before in zip(difference, old, strict=True)
+        ]
+        return dataclasses.replace(self, songs={**self.songs, digest: (new[0], new[1])})
+
+
+def write_listeners(directory: Path, listeners: Listeners) -> None:
+    """Writes `listeners.json`, whole or not at all."""
+    with replacing(directory / LISTENERS_FILE) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(listeners), indent=1) + "\n")
+
+
+def read_listeners(directory: Path) -> Listeners | None:
+    """Reads `listeners.json`; None where there is none.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    path = directory / LISTENERS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return listeners_from(parse_json(path.read_text()))
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged or of another version ({error})") from None
+
+
+def listeners_from(values: Any) -> Listeners:
+    """From plain values of JSON.
+
+    Raises:
+      ValueError: they are no such thing.
+    """
+    if not isinstance(values, dict) or not all(name in values for name in DIMENSIONS):
+        raise ValueError("no spread of arousal and valence")
+    spreads = {
+        name: None if values[name] is None else from_plain(Spread, values[name])
+        for name in DIMENSIONS
+    }
+    counts = from_plain(_Counts, {name: x for name, x in values.items() if name not in spreads})
+    return Listeners(spreads["arousal"], spreads["valence"], **dataclasses.asdict(counts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counts:
+    """The numbers of :class:`Listeners`."""
+
+    people: int
+    curves: int
+    step: int = 0
+    strength: float | None = None
+
+
+def write_person(directory: Path, person: Person) -> None:
+    """Writes `person.json`, whole or not at all."""
+    with replacing(directory / PERSON_FILE) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(person), indent=1) + "\n")
+
+
+def read_person(directory: Path) -> Person | None:
+    """Reads `person.json`; None where there is none.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    path = directory / PERSON_FILE
+    if not path.is_file():
+        return None
+    try:
+        values = parse_json(path.read_text())
+        pairs = {name: _pair(pair, missing=True) for name, pair in values["songs"].items()}
+        base = _pair(values["base"], missing=False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: damaged or of another version ({error})") from None
+    return Person(base, pairs)  # type: ignore[arg-type]
+
+
+def _pair(values: Any, *, missing: bool) -> tuple[float | None, float | None]:
+    first, second = values
+    for value in (first, second):
+        if not (missing and value is None) and not (
+            isinstance(value, float) and math.isfinite(value)
+        ):
+            raise ValueError(f"{str(value)[:40]} is no number")
+    return first, second

@@ -1,0 +1,280 @@
+"""How listeners differ from a model, and what that makes of a few songs of one of them.
+
+Where no tolerance is given, numbers are float64 and go the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.shards import read_corpus
+from dsaml_jax import UsageError
+from dsaml_jax.cli import main
+from dsaml_jax.corpus import held_out
+from dsaml_jax.evaluation import fit_listeners, inside
+from dsaml_jax.listener import AnnotatedSong, band_of, personalize, predict_file, save_personalized
+from dsaml_jax.runs import (
+    LISTENERS_FILE,
+    Listeners,
+    Person,
+    Spread,
+    export_model,
+    load_model,
+    read_listeners,
+    read_person,
+)
+from tests.test_cli import fails
+
+SPREAD = Spread(between=0.04, within=0.12, moving=0.01, low=-0.5, high=0.4)
+LISTENERS = Listeners(SPREAD, dataclasses.replace(SPREAD, between=0.0), people=9, curves=90)
+
+
+def made_up(people=300, songs=12, steps=30, seed=0, between=0.2, within=0.3, moving=0.1):
+    """Differences of people with 1 to `songs` songs, by the model that is fitted."""
+    random = np.random.default_rng(seed)
+    who, found = [], []
+    for person in range(people):
+        level = between * random.standard_normal(2)
+        for _ in range(random.integers(1, songs + 1)):
+            song = level + within * random.standard_normal(2)
+            who.append(person)
+            found.append(song + moving * random.standard_normal((steps, 2)))
+    return np.array(who), found
+
+
+def test_variances_are_found_again():
+    """Over five draws: within three standard errors of what they were made with (about a tenth, a fortieth, a hundredth)."""
+    drawn = [fit_listeners(*made_up(seed=seed)) for seed in range(5)]
+    for name, expected, tolerance in (("between", 0.04, 0.2), ("within", 0.09, 0.05), ("moving", 0.01, 0.1)):  # fmt: skip
+        values = [getattr(x.arousal, name) for x in drawn]
+        assert np.mean(values) == pytest.approx(expected, rel=tolerance), name
+
+
+def test_a_band_holds_what_it_says():
+    """On curves of other people; each curve as much as another."""
+    listeners = fit_listeners(*made_up(seed=1))
+    _, others = made_up(seed=2)
+    shares = inside(others, listeners).mean(axis=0)
+    # Levels of 300 people, correlated within a person: a standard error of 0.013.
+    np.testing.assert_allclose(shares, 0.8, atol=0.04)
+
+
+def test_the_share_is_the_posterior_mean():
+    """Of a normal level, from the mean of K normal songs: by the joint covariance of both."""
+    for songs in (1, 2, 5, 10):
+        together = SPREAD.between + SPREAD.within * np.eye(songs)
+        expected = np.linalg.solve(together, np.full(songs, SPREAD.between)).sum()
+        assert SPREAD.share(songs) == pytest.approx(expected)
+    assert SPREAD.share(0) == 0.0
+
+
+def test_bands_narrow_with_songs():
+    widths = [np.subtract(*SPREAD.band(songs)[::-1]) for songs in (0, 1, 2, 5, 10, 10_000)]
+    assert widths == sorted(widths, reverse=True) and widths[0] == pytest.approx(0.9)
+    rest = (SPREAD.within + SPREAD.moving) / (SPREAD.between + SPREAD.within + SPREAD.moving)
+    assert widths[-1] == pytest.approx(0.9 * math.sqrt(rest), rel=1e-3)
+    curve = np.array([[0.9, -0.9], [np.nan, 0.0]])
+    low, high = LISTENERS.band(curve)
+    np.testing.assert_allclose(low[0], [0.4, -1.0], atol=1e-6)
+    np.testing.assert_allclose(high[0], [1.0, -0.5], atol=1e-6)
+    assert np.isnan([low[1, 0], high[1, 0]]).all()
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1) | st.just(math.nan)), min_size=1, max_size=6), st.randoms())  # fmt: skip
+def test_the_order_of_songs_makes_no_difference(pairs, random):
+    shuffled = random.sample(pairs, len(pairs))
+    first, second = (LISTENERS.shift(np.array(x)) for x in (pairs, shuffled))
+    np.testing.assert_array_equal(first, second)
+    assert first[1] == 0.0  # people do not differ in this dimension
+
+
+def test_too_few_people_say_nothing():
+    who, found = made_up(people=1, seed=3)
+    assert fit_listeners(who, found) is None
+    assert fit_listeners(np.arange(len(found)), found) is None  # one song each
+    silent = [np.where([True, False], x, np.nan) for x in found]
+    who = np.arange(len(found)) % 2
+    assert fit_listeners(who, silent).valence is None
+
+
+def test_a_run_knows_how_listeners_differ(small_data, small_run):
+    """From the songs of validation, and nobody who is held out for the test."""
+    corpus = read_corpus(small_data[1])
+    known = load_model(small_run).listeners
+    ratings = held_out(corpus)["validation"].consensus
+    assert known.curves == len(ratings)
+    assert known.people == len(np.unique(corpus.rating_annotator[ratings]))
+    assert known.arousal.low < 0 < known.arousal.high
+
+
+@pytest.fixture(scope="module")
+def loaded(small_run):
+    return dataclasses.replace(load_model(small_run), listeners=LISTENERS)
+
+
+@pytest.fixture(scope="module")
+def songs(loaded):
+    """Three songs, of one of which only arousal is drawn."""
+    random = np.random.RandomState(0)
+    made = []
+    for number in range(3):
+        curve = random.uniform(-0.2, 0.2, (40, 2)).astype(np.float32)
+        labels = np.full((40, 2), (0.3, -0.2), np.float32) * (number + 1)
+        labels[:, 1] = np.nan if number == 2 else labels[:, 1]
+        made.append(AnnotatedSong(f"song {number}", str(number), labels, curve=curve))
+    return made
+
+
+def bias_of(variables):
+    return np.asarray(variables["params"]["predictor"]["out"]["bias"])
+
+
+def saved(loaded, songs, folder):
+    result = personalize(loaded, songs)
+    save_personalized(folder, loaded, result, [song.name for song in songs])
+    return load_model(folder)
+
+
+def test_curves_move_by_the_share_of_the_mean_difference(loaded, songs):
+    result = personalize(loaded, songs)
+    means = [(song.labels - song.curve).mean(axis=0) for song in songs]  # NaN of what was not drawn
+    share = 3 * 0.04 / (3 * 0.04 + 0.12)
+    expected = share * np.mean([mean[0] for mean in means])
+    moved = bias_of(result.variables) - bias_of(loaded.variables)
+    np.testing.assert_allclose(moved, [expected, 0.0], atol=1e-6)  # float32
+    assert result.person.counts() == (3, 2) and result.labelled_seconds == 60.0
+    assert result.after[0] < result.before[0] and result.after[1] == result.before[1]
+
+
+def test_songs_may_come_in_any_order_and_one_by_one(loaded, songs, tmp_path):
+    """To the bit, and the model is kept with what it needs for more."""
+    at_once = personalize(loaded, songs)
+    for order in itertools.permutations(songs):
+        np.testing.assert_array_equal(bias_of(personalize(loaded, order).variables), bias_of(at_once.variables))  # fmt: skip
+    model = saved(loaded, songs[2:], tmp_path / "one")
+    model = saved(model, songs[:1], tmp_path / "two")
+    assert "and 1 before" in model.info.note
+    last = personalize(model, [songs[1]])
+    np.testing.assert_array_equal(bias_of(last.variables), bias_of(at_once.variables))
+    assert last.person == dataclasses.replace(last.person, songs=at_once.person.songs)
+
+
+def test_a_song_that_comes_again_counts_once(loaded, songs):
+    once = personalize(loaded, songs[:2])
+    model = dataclasses.replace(loaded, variables=once.variables, person=once.person)
+    again = personalize(model, songs[:1])
+    np.testing.assert_array_equal(bias_of(again.variables), bias_of(once.variables))
+    redrawn = dataclasses.replace(songs[0], labels=-songs[0].labels)
+    np.testing.assert_array_equal(
+        bias_of(personalize(model, [redrawn]).variables),
+        bias_of(personalize(loaded, [redrawn, songs[1]]).variables),
+    )
+
+
+def test_what_adapts_by_steps_alone(loaded, songs):
+    with pytest.raises(UsageError, match="does not know how listeners differ"):
+        personalize(dataclasses.replace(loaded, listeners=None), songs, "prior")
+    person = Person((0.0, 0.0))
+    with pytest.raises(UsageError, match="takes no further inner steps"):
+        personalize(dataclasses.replace(loaded, person=person), songs, "steps")
+
+
+def test_an_exported_model_keeps_what_it_knows(loaded, tmp_path):
+    export_model(loaded, tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors").listeners == LISTENERS
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"arousal": null, "valence": null}', '{"arousal": 1, "valence": null, "people": 1, "curves": 1}',
+             '{"arousal": {"between": -1, "within": 1, "moving": 1, "low": 0, "high": 1}, "valence": null, "people": 1, "curves": 1}'],
+)  # fmt: skip
+def test_what_is_no_knowledge_of_listeners(tmp_path, text):
+    (tmp_path / LISTENERS_FILE).write_text(text)
+    with pytest.raises(UsageError, match=r"listeners.json: damaged"):
+        read_listeners(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"base": [0.0, 0.0]}', '{"base": [0.0, null], "songs": {}}', '{"base": [0.0, 0.0], "songs": {"a": [0.1]}}', '{"base": [0.0, 0.0], "songs": {"a": [NaN, 0.1]}}'])  # fmt: skip
+def test_what_is_no_person(tmp_path, text):
+    (tmp_path / "person.json").write_text(text)
+    with pytest.raises(UsageError, match=r"person.json: damaged"):
+        read_person(tmp_path)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Three songs that one person annotated."""
+    (tmp_path / "study" / "audio").mkdir(parents=True)
+    rows = ["song_id,annotator_id,time,arousal,valence"]
+    for number in range(3):
+        tone = 0.1 * np.sin(np.arange(8 * 8000) * (0.1 + 0.1 * number))
+        soundfile.write(tmp_path / "study" / "audio" / f"s{number}.wav", tone, 8000)
+        rows += [f"s{number},me,{t / 2},{0.2 * number},0.5" for t in range(16)]
+    (tmp_path / "study" / "annotations.csv").write_text("\n".join(rows))
+    return tmp_path / "study"
+
+
+def test_songs_one_by_one_on_the_command_line(small_run, study, tmp_path, capsys):
+    """As all at once; in a new folder or in place; and what cannot be."""
+    table = study / "annotations.csv"
+
+    def run(*arguments):
+        assert main(["personalize", *map(str, arguments)]) == 0
+        return bias_of(load_model(arguments[arguments.index("--out") + 1] if "--out" in arguments else tmp_path / "mine").variables)  # fmt: skip
+
+    pairs = [("--song", study / "audio" / f"s{number}.wav", table) for number in range(3)]
+    everyone = ("--checkpoint", small_run)
+    at_once = run(*everyone, "--folder", study, "--out", tmp_path / "all")
+    run(*everyone, *pairs[2], "--out", tmp_path / "mine")
+    two = run("--checkpoint", tmp_path / "mine", "--add", *pairs[0], "--out", tmp_path / "two")
+    here = run("--checkpoint", tmp_path / "mine", "--add", *pairs[1], *pairs[0])
+    np.testing.assert_array_equal(here, at_once)
+    assert (two != at_once).any() and "your 2 songs" in capsys.readouterr().out
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    out = ("--out", tmp_path / "no")
+    fail = ("personalize", "--checkpoint", tmp_path / "mine")
+    assert "with --add" in fails(capsys, *fail, *pairs[0], *out)
+    assert "--out is needed" in fails(capsys, *fail, *pairs[0])
+    assert "named twice" in fails(capsys, *fail, "--add", *pairs[0], *pairs[0], *out)
+    assert "--song AUDIO CSV" in fails(capsys, *fail, "--add", *out)
+    assert "belong together" in fails(capsys, *fail, "--add", "--audio", pairs[0][1], *out)
+    assert "--add is for a personal model" in fails(capsys, "personalize", *everyone, "--add", *pairs[0], *out)  # fmt: skip
+    (study / "audio" / "s1.wav").unlink()
+    assert "no sound file of s1" in fails(capsys, *fail, "--add", "--folder", study, *out)
+
+
+def test_predictions_have_a_band(small_run, study, tmp_path):
+    """In the table, narrower for a person; none of a model that does not know."""
+    song = study / "audio" / "s0.wav"
+    assert main(["predict", "--checkpoint", str(small_run), str(song), "--out", str(tmp_path)]) == 0
+    header, *rows = (tmp_path / "s0.csv").read_text().splitlines()
+    assert header == "time,arousal,valence,arousal_low,arousal_high,valence_low,valence_high"
+    values = np.array([[float(x) for x in row.split(",")] for row in rows])
+    known = load_model(small_run).listeners
+    np.testing.assert_allclose(values[:, 3], np.clip(values[:, 1] + known.arousal.low, -1, 1), atol=2e-5)  # fmt: skip
+    assert (tmp_path / "s0.png").is_file()
+    loaded = load_model(small_run)
+    curve = predict_file(loaded, song)
+    person = Person((0.0, 0.0), {"a": (0.1, 0.1)})
+    low, high = band_of(dataclasses.replace(loaded, listeners=LISTENERS, person=person), curve)
+    assert (high - low)[0, 0] < 0.9 - 1e-4
+    assert band_of(dataclasses.replace(loaded, listeners=None), curve) is None
+
+
+def test_knowledge_of_another_checkpoint_is_not_used(small_run, tmp_path):
+    import shutil
+
+    shutil.copytree(small_run, tmp_path / "run")
+    path = tmp_path / "run" / LISTENERS_FILE
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "step": values["step"] + 1}))
+    assert load_model(tmp_path / "run").listeners is None
