@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.base import DIMENSIONS
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm, part_of_the_way, to_learned
 from dsaml_jax.config import MetaConfig
 from dsaml_jax.corpus import DeviceCorpus, gather_windows
+from dsaml_jax.evaluation.scores import score_curves, unit_means
 from dsaml_jax.evaluation.trials import Trial
 from dsaml_jax.listener import Variables, song_curve
 from dsaml_jax.meta import Adapting, LearnedRates, hoist
 from dsaml_jax.models import is_split
+from dsaml_jax.runs import Listeners
 
 TASKS_PER_BLOCK = 16
 
@@ -114,6 +117,33 @@ def with_offset(trial: Trial, curves: CurvesOfSongs, share: float) -> np.ndarray
     """
     on_support = curves.of(trial.support_songs)
     return curves.of(trial.song) + _mean_error(trial.support_truth, on_support, share)
+
+
+def with_prior(trial: Trial, curves: CurvesOfSongs, listeners: Listeners) -> np.ndarray:
+    """A model's curves, moved as `dsaml personalize` moves them: by what listeners bear out of each one's support songs."""
+    predicted = np.clip(curves.of(trial.support_songs), -1.0, 1.0)
+    differences = labelled_mean((trial.support_truth - predicted).astype(np.float64), axis=2)
+    shifts = np.stack([listeners.shift(of_task) for of_task in differences])
+    return curves.of(trial.song) + shifts[:, None, None].astype(np.float32)
+
+
+def with_best_offset(trial: Trial, curves: CurvesOfSongs) -> np.ndarray:
+    """The same, moved by the share of the mean error that is best for the curves that are asked about, in each dimension.
+
+    The most that one share for everybody can gain, a ceiling: it knows the answers. Best is the least RMSE, people weighted
+    equally.
+    """
+    units, shares = trial.units(), np.linspace(0.0, 1.0, 21)
+    best, least = np.zeros(2), np.full(2, np.inf)
+    for share in shares.tolist():
+        columns = score_curves(with_offset(trial, curves, share), trial.truth)
+        for dimension, name in enumerate(DIMENSIONS):
+            if f"{name}_rmse" in columns:
+                error = float(unit_means(units, columns[f"{name}_rmse"])[1].mean())
+                if error < least[dimension]:
+                    best[dimension], least[dimension] = share, error
+    moved = with_offset(trial, curves, 1.0) - curves.of(trial.song)
+    return curves.of(trial.song) + best.astype(np.float32) * moved
 
 
 def _mean_error(truth: np.ndarray, predicted: np.ndarray, share: float) -> np.ndarray:

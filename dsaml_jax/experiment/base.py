@@ -12,8 +12,9 @@ from dsaml_jax.evaluation import COLUMNS, LEVELS, Protocol, Scores, Settings
 
 Task = Literal["dmer", "pdmer"]
 Kind = Literal[
-    "constant", "support mean", "others", "ridge", "svr", "unadapted", "offset", "affine", "adapted"
-]
+    "constant", "support mean", "others", "ridge", "svr", "unadapted", "offset", "best offset", "prior", "affine",
+    "adapted",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

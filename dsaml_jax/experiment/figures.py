@@ -137,35 +137,27 @@ def _time(runner: Runner, outcome: Outcome) -> Pictures:
 
 
 def _shots(runner: Runner, outcome: Outcome) -> Pictures:
-    """Methods are named `WAY, N songs`; those without a number are lines across. Inner steps have pictures of their own."""
+    """Methods are named `WAY, N songs`; those without a number are lines across."""
     pictures = {}
     named = outcome.experiment.methods
     shots = sorted({method.shots for method in named.values()})
     for metric in ("ccc", "rmse"):
-        lines: dict[str, dict[str, Any]] = {"shots": {}, "steps": {}}
+        lines: dict[str, Any] = {}
         for name, method in named.items():
             mean, spread = over_seeds(outcome.judged[name], metric, unit_of(outcome))
             way, _, songs = name.rpartition(", ")
-            by_steps = any(setting.startswith("meta.steps=") for setting in method.settings)
-            kind = "steps" if by_steps else "shots"
             if songs.endswith(("song", "songs")):
-                point = (shots.index(method.shots), mean, spread)
-                lines[kind].setdefault(way, []).append(point)
-                continue
-            across = [(place, mean, spread) for place in range(len(shots))]
-            lines["shots"][name] = across
-            if name == outcome.experiment.against:
-                lines["steps"][name] = across
-        for kind, of_kind in lines.items():
-            drawn = figures.series(
-                {label: tuple(np.array(points).T) for label, points in of_kind.items()},
-                x="songs adapted to",
-                y=f"{metric.upper()}, {averaged(outcome)}",
-                categories=tuple(map(str, shots)),
-            )
-            title = "Support songs" if kind == "shots" else "Inner steps"
-            what = f"{_over_seeds(runner)} Everyone is asked about the same songs."
-            pictures[f"{kind}-{metric}"] = Picture(f"{title}: {metric.upper()}", what, drawn)
+                lines.setdefault(way, []).append((shots.index(method.shots), mean, spread))
+            else:
+                lines[name] = [(place, mean, spread) for place in range(len(shots))]
+        drawn = figures.series(
+            {label: tuple(np.array(points).T) for label, points in lines.items()},
+            x="songs adapted to",
+            y=f"{metric.upper()}, {averaged(outcome)}",
+            categories=tuple(map(str, shots)),
+        )
+        what = f"{_over_seeds(runner)} Everyone is asked about the same songs."
+        pictures[f"shots-{metric}"] = Picture(f"Support songs: {metric.upper()}", what, drawn)
     return pictures
 
 

@@ -326,6 +326,14 @@ class Runner:
         curves = methods.curves_of_songs(trial, model.model, model.variables)
         if method.kind == "affine":
             return methods.calibrated(trial, curves)
+        if method.kind == "best offset":
+            return methods.with_best_offset(trial, curves)
+        if method.kind == "prior":
+            if model.listeners is None:
+                raise UsageError(
+                    f"{method.training} does not know how listeners differ: too few people in validation"
+                )
+            return methods.with_prior(trial, curves, model.listeners)
         if method.kind == "offset":
             return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)
