@@ -49,6 +49,7 @@ class Sound(Protocol):
 
         Raises:
           Undecodable: something in it cannot be decoded.
+          Damaged: it is cut off, or breaks off.
         """
 
     def reaches(self, frame: int) -> bool:

@@ -35,9 +35,9 @@ CONTAINERS = ("mov", "matroska", "asf", "aac", "caf", "ogg", "wv", "ape", "tta")
 """FFmpeg's names of what may hold sound: `mov` is m4a, mp4 and 3gp too, `matroska` mkv, mka and webm, `asf` wma."""
 
 CODECS = (
-    "aac", "alac", "opus", "vorbis", "flac", "mp3float", "mp3", "ac3", "eac3", "wmav1", "wmav2", "wmapro",
-    "wmalossless", "wavpack", "ape", "tta", "pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le",
-    "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw",
+    "aac", "alac", "opus", "vorbis", "flac", "mp3float", "mp3", "mp2float", "mp2", "ac3", "eac3", "wmav1", "wmav2",
+    "wmapro", "wmalossless", "wavpack", "ape", "tta", "pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be",
+    "pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be", "pcm_alaw", "pcm_mulaw",
 )  # fmt: skip
 """FFmpeg's names of the codecs of sound that are decoded."""
 
@@ -138,7 +138,9 @@ def _container(file: io.FileIO) -> Iterator[tuple[InputContainer, AudioStream]]:
             raise Damaged("no sound in it")
         codec = None if stream.codec_context is None else stream.codec_context.name
         if codec not in CODECS:
-            raise Damaged(f"its sound is {codec or 'coded in a way'} that this cannot decode")
+            raise Damaged(
+                f"its sound is coded as {codec or 'nobody knows what'}, which this cannot decode"
+            )
         yield container, stream
 
 

@@ -294,6 +294,12 @@ def test_huge_claims(tmp_path, kind, name, place, value):
         assert "counts more samples than it can hold" in refused(path)
 
 
+def test_a_codec_that_is_not_decoded(tmp_path):
+    """Only those that are listed are given to FFmpeg's decoders."""
+    encode(tmp_path / "x.mka", "adpcm_ms", music(2.0))
+    assert "coded as adpcm_ms, which this cannot decode" in refused(tmp_path / "x.mka")
+
+
 # ---- No other file.
 
 
