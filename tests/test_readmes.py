@@ -140,7 +140,8 @@ def make_what_they_name(folder):
     for song in ("song.mp3", "other.flac", "another.mp3", "FOLDER/deep/down.wav"):
         write_sound(folder / song)
     mine = [f"{t},0.2,{np.sin(t) / 5:.3f}" for t in times]
-    (folder / "mine.csv").write_text("\n".join(["time,arousal,valence", *mine]))
+    for name in ("mine.csv", "other.csv"):
+        (folder / name).write_text("\n".join(["time,arousal,valence", *mine]))
 
 
 @pytest.mark.slow
