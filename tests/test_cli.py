@@ -71,8 +71,8 @@ def test_quick_demo_end_to_end(tmp_path, environment):
     assert page.count("href=") == page.count('href="#') + page.count('href="data:image')
     results = json.loads((workdir / "results.json").read_text())
     assert list(results["summary"]) == [
-        "constant", "support mean", "DMER", "DMER + affine", "DMER + offset", "DMER fine-tuned",
-        "Meta-SGD unadapted", "Meta-SGD + offset", "Meta-SGD adapted",
+        "constant", "support mean", "DMER", "DMER + affine", "DMER + offset", "DMER + prior", "DMER fine-tuned",
+        "Meta-SGD unadapted", "Meta-SGD + offset", "Meta-SGD + prior", "Meta-SGD adapted",
     ]  # fmt: skip
     rows = list(csv.DictReader((workdir / "per_song.csv").open()))
     of_person = {}

@@ -31,6 +31,7 @@ from dsaml_jax.evaluation.methods import (
     curves_of_songs,
     support_mean,
     with_offset,
+    with_prior,
 )
 from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, score_curves, unit_means
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
@@ -221,6 +222,8 @@ def _evaluate_pdmer(
         predicted["DMER + affine"] = calibrated(trial, curves)
         if choose.has_people:
             predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
+        if dmer.listeners is not None:
+            predicted["DMER + prior"] = with_prior(trial, curves, dmer.listeners)
         predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
     curves = curves_of_songs(trial, run.model, run.variables)
     title = meta.algorithm_title(config.algorithm)
@@ -228,6 +231,8 @@ def _evaluate_pdmer(
     predicted[before] = curves.of(trial.song)
     if choose.has_people:
         predicted[f"{title} + offset"] = with_offset(trial, curves, choose.share(title, run))
+    if run.listeners is not None:
+        predicted[f"{title} + prior"] = with_prior(trial, curves, run.listeners)
     predicted[after] = after_adapting(run, config)
     facts = {
         "annotators": trial.judging.people,
