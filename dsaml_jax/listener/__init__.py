@@ -7,6 +7,7 @@ person drew, and `personal` makes a model of them.
 from dsaml_jax.listener.annotations import annotated_in, read_annotations
 from dsaml_jax.listener.curves import Variables, predict_song, song_curve
 from dsaml_jax.listener.personal import (
+    DIGEST_LENGTH,
     Adapting,
     AnnotatedSong,
     Personalized,
@@ -28,6 +29,7 @@ from dsaml_jax.listener.predicting import (
 )
 
 __all__ = [
+    "DIGEST_LENGTH",
     "Adapting",
     "AnnotatedSong",
     "Band",

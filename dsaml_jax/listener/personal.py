@@ -31,13 +31,17 @@ Adapting = Literal["prior", "steps"]
 """How a model becomes a person's: by what is known of listeners in general, or by the inner steps of meta-learning."""
 
 
+DIGEST_LENGTH = 16
+"""Hexadecimal digits of the SHA-256 of a sound file that a song is known by."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AnnotatedSong:
     """A song, and what a person drew for it.
 
     Attributes:
       name: for people.
-      digest: of its sound: the same song is known again by it.
+      digest: of its sound file, :data:`DIGEST_LENGTH` digits: the same song is known again by it.
       labels: `[n, 2]` arousal and valence, NaN where unlabelled.
       features: of the song; None where `curve` is enough.
       curve: `[n, 2]` that everyone's model says of it, where that is known already.
@@ -108,7 +112,7 @@ def annotated_song(
     labels = of_learned(loaded, on_grid(drawn, steps, max_gap=convention.max_gap))
     require_enough(labels, str(annotations), convention.max_gap)
     with audio.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
     return AnnotatedSong(
         audio.name,
         digest,

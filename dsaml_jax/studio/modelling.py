@@ -24,6 +24,7 @@ from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
+    DIGEST_LENGTH,
     AnnotatedSong,
     Variables,
     band_of,
@@ -320,7 +321,9 @@ class Modelling:
                 features = self._library.features(song)
                 steps = len(features.log_mel)
             drawn = fit(labels, steps)
-            found.append(AnnotatedSong(song.name, song.digest, drawn, features, curve))
+            found.append(
+                AnnotatedSong(song.name, song.digest[:DIGEST_LENGTH], drawn, features, curve)
+            )
         return found
 
     def _predict_both(self, number: int, song: StudioSong) -> None:
