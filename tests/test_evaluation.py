@@ -25,7 +25,8 @@ from dsaml_jax.evaluation import (
     methods,
     scores,
 )
-from dsaml_jax.runs import load_model
+from dsaml_jax.evaluation.scores import unit_means
+from dsaml_jax.runs import Listeners, Spread, load_model
 
 STEPS = 200
 SONGS = 4
@@ -127,6 +128,35 @@ def test_an_offset_is_a_share_of_the_mean_error_on_the_support_songs(corpus, sho
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.parametrize("shots", [1, 3])
+def test_by_prior_a_person_moves_by_what_each_song_says(corpus, shots):
+    """Each support song counts alike, however much of it is drawn."""
+    trial = listener_trial(corpus, "test", shots=shots)
+    songs = trial.songs
+    curves = np.random.RandomState(0).uniform(-0.5, 0.5, (len(songs), trial.shape[0], 2))
+    known = methods.CurvesOfSongs(songs, curves.astype(np.float32))
+    spread = Spread(between=0.3, within=0.1, moving=0.0, low=-1.0, high=1.0)
+    moved = methods.with_prior(trial, known, Listeners(spread, spread, people=2, curves=4))
+    difference = trial.support_truth - known.of(trial.support_songs)
+    expected = spread.share(shots) * np.nanmean(np.nanmean(difference, axis=2), axis=1)
+    shift = (moved - known.of(trial.song))[:, 0, 0]
+    np.testing.assert_allclose(shift, expected, rtol=1e-5)  # float32
+
+
+def test_no_share_is_better_than_the_best(corpus):
+    trial = listener_trial(corpus, "test")
+    songs = trial.songs
+    known = methods.CurvesOfSongs(songs, np.zeros((len(songs), trial.shape[0], 2), np.float32))
+
+    def errors(predicted):
+        columns = scores.score_curves(predicted, trial.truth)
+        return [unit_means(trial.units(), columns[f"{name}_rmse"])[1].mean() for name in ("arousal", "valence")]  # fmt: skip
+
+    best = errors(methods.with_best_offset(trial, known))
+    tried = [errors(methods.with_offset(trial, known, share)) for share in (0.0, 0.15, 0.5, 1.0)]
+    assert (best <= np.min(tried, axis=0) * (1 + 1e-6)).all()  # float32
+
+
 def test_the_other_raters_and_how_far_somebody_is_from_them(corpus):
     """b draws what a draws and 1 more, c one less in the first song alone."""
     more = corpus.ratings + 1.0
