@@ -270,6 +270,13 @@ def test_predictions_have_a_band(small_run, study, tmp_path):
     assert band_of(dataclasses.replace(loaded, listeners=None), curve) is None
 
 
+def test_checkpoint_ls_says_how_far_to_go(small_run, capsys):
+    assert main(["checkpoint", "ls", str(small_run)]) == 0
+    said = capsys.readouterr().out
+    spread = load_model(small_run).listeners.arousal
+    assert f"after 1, 2, 5, 10 songs a person's curves move by {spread.share(1):.2f}, " in said
+
+
 def test_knowledge_of_another_checkpoint_is_not_used(small_run, tmp_path):
     import shutil
 

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs `dsaml checkpoint`."""
     from dsaml_jax.cli.inspection import checkpoint_lines, stay_on_the_host
     from dsaml_jax.progress import show
-    from dsaml_jax.runs import export_model, load_model
+    from dsaml_jax.runs import export_model, load_model, read_listeners
 
     stay_on_the_host()
 
@@ -40,6 +40,9 @@ def run(options: argparse.Namespace) -> None:
         score = "-" if line.score is None else f"{line.score:.4f}"
         mark = " (best)" if scores and line.score == max(scores) else ""
         show(f"step {line.step}: score {score}{mark}, {line.size / 1e6:.1f} MB, {line.state}")
+    listeners = read_listeners(options.directory)
+    for said in [] if listeners is None else listeners.lines():
+        show(said)
     damaged = [line for line in lines if "damaged" in line.state]
     if verify and damaged:
         raise UsageError(

@@ -24,6 +24,8 @@ PERSON_FILE = "person.json"
 BAND_SHARE = 0.8
 """Share of people's curves that a band is meant to hold."""
 
+SONGS_SHOWN = (1, 2, 5, 10)
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -116,6 +118,21 @@ class Listeners:
         offsets = [(math.nan, math.nan) if x is None else x.band(count) for x, count in spreads]
         low, high = np.array(offsets, np.float32).T
         return np.clip(curve + low, -1.0, 1.0), np.clip(curve + high, -1.0, 1.0)
+
+    def lines(self) -> list[str]:
+        """For people: how far the curves of a person move after some songs, and the band before any."""
+        found = [
+            f"listeners: {self.people} people, {self.curves} curves of songs that it was not trained on"
+        ]
+        for name, spread in (("arousal", self.arousal), ("valence", self.valence)):
+            if spread is not None:
+                shares = ", ".join(f"{spread.share(count):.2f}" for count in SONGS_SHOWN)
+                songs = ", ".join(map(str, SONGS_SHOWN))
+                found.append(
+                    f"{name}: after {songs} songs a person's curves move by {shares} of the mean difference; "
+                    f"{BAND_SHARE:.0%} of people's curves lie between {spread.low:+.2f} and {spread.high:+.2f}"
+                )
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
