@@ -43,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
 
     from data_prep.shards import read_corpus
     from dsaml_jax.config import preset, with_settings
+    from dsaml_jax.corpus import fold_of
     from dsaml_jax.devices import describe_devices, is_first
     from dsaml_jax.progress import Console
     from dsaml_jax.training import train
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
     train(config, corpus, options.workdir, console)
     following = f"dsaml evaluate --data {options.data} --workdir {options.workdir}"
-    if config.training.folds == 1:  # nothing is left to be judged on
+    if not fold_of(config.training).holds_out:  # nothing is left to be judged on
         following = f"dsaml predict --checkpoint {options.workdir} SONG"
     console.say(f"run: {options.workdir}; next: {following}")
 

@@ -46,10 +46,15 @@ class Fold:
     fold: int = 0
     everyone: bool = False
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether anything is held out: not for a model to pass on."""
+        return self.folds != 1
+
     def __str__(self) -> str:
         if not self.folds:
             return "the corpus's own split" + (" of songs, nobody held out" * self.everyone)
-        if self.folds == 1:
+        if not self.holds_out:
             return "nothing held out"
         if self.everyone:
             return (
@@ -137,7 +142,7 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     if not fold.folds:
         people = deal(corpus.annotator_ids, validation=validation, test=test)
         return corpus.split, np.array([people[x] for x in corpus.annotator_ids], dtype="<U10")
-    if fold.folds == 1:
+    if not fold.holds_out:
         return np.full(len(corpus.song_ids), "train"), np.full(len(corpus.annotator_ids), "train")
     song_folds = fold.song_folds or fold.folds
     if not 0 <= fold.fold < fold.folds:

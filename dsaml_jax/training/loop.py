@@ -246,7 +246,7 @@ def _result(setup: Setup, store: CheckpointStore, console: Console) -> dict[str,
     score = store.score(best)
     _keep_listeners(setup, store, best)
     _report(setup.workdir, console)
-    judged = setup.config.training.folds != 1
+    judged = fold_of(setup.config.training).holds_out
     console.say(f"best validation score {score:.3f} at step {best}" if judged else f"kept: step {best}")  # fmt: skip
     return {"best_step": float(best), "best_score": score}
 
@@ -255,7 +255,7 @@ def _keep_listeners(setup: Setup, store: CheckpointStore, step: int) -> None:
     """Looks how single listeners differ from the best model on the songs of validation; where nothing is held out, nobody knows."""
     fold = fold_of(setup.config.training)
     known = read_listeners(setup.workdir)
-    if fold.folds == 1 or (known is not None and known.step == step):
+    if not fold.holds_out or (known is not None and known.step == step):
         return
     like = variables_like(setup.config, setup.corpus.features, setup.model)
     variables = setup.devices.replicate(store.restore_model(step, like))

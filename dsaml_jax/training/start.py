@@ -107,7 +107,9 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
         seen=seen_in(corpus, parts) | _seen_before(workdir, config),
     )
     require_ours(workdir, info)
-    _require_songs(parts, ("train",) if config.training.folds == 1 else ("train", "validation"))
+    _require_songs(
+        parts, ("train", "validation") if fold_of(config.training).holds_out else ("train",)
+    )
     for said in judging_lines(corpus, config):
         console.say(said)
     target = consensus_target(corpus, parts["train"])
@@ -154,7 +156,7 @@ def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
       UsageError: nothing can be judged, and the mend.
     """
     fold, shots = fold_of(config.training), config.meta.support_songs
-    if fold.folds == 1:
+    if not fold.holds_out:
         return [
             "nothing and nobody is held out: the last checkpoint is kept, and nothing is judged"
         ]
@@ -214,7 +216,7 @@ def _make_validation(
 ) -> Callable[[dict[str, Any]], dict[str, float]]:
     """A function from variables to mean scores on the validation part, in eval mode; to none where nothing is held out."""
     fold = fold_of(config.training)
-    if fold.folds == 1:
+    if not fold.holds_out:
         return lambda variables: {}
     if config.training.task == "dmer":
         trial, people = agreed_trial(corpus, "validation", device, fold=fold), None
