@@ -13,6 +13,7 @@ import optax
 from dsaml_jax.meta.base import LossFn, ParameterFilter, PyTree, parameter_names
 from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode, inner_gradient, scan_steps
+from dsaml_jax.meta.placing import place_by, place_like
 
 Rates = float | jax.Array | Mapping[str, jax.Array]
 
@@ -103,7 +104,10 @@ def adapt_and_visit(
     if rates_per_step:
         chex.assert_tree_shape_prefix(rates, (steps,))
 
-    loss, known = hoist(_step_loss(loss_fn, parts, batch), parts.chosen, key)
+    loss_of = _step_loss(loss_fn, parts, batch)
+    parts.chosen = place_by(lambda chosen: loss_of(chosen, key), parts.chosen, batch)
+    parts.chosen = place_like(parts.chosen, rates)
+    loss, known = hoist(loss_of, parts.chosen, key)
     if order == 1:
         # The gradient is stopped on the way in, so that no inner graph is ever linearised.
         known = jax.lax.stop_gradient(known)

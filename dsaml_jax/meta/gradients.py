@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dsaml_jax.meta.base import Algorithm, LossFn, PyTree
+from dsaml_jax.meta.placing import place_by, shards, zeros
 
 
 def meta_gradient(
@@ -41,17 +42,23 @@ def meta_gradient(
       tasks_at_once: so many tasks are computed side by side, and these groups one after the other, which divides the
         memory; None: all side by side. It divides the number of tasks.
 
+    Inside `jax.shard_map` value and gradient are those of this device's tasks: take `jax.lax.pmean` of both.
+
     Returns:
       `(value, gradient)`; with `has_aux`, `((value, aux), gradient)` and `aux` keeps the task axis.
 
     Raises:
-      ValueError: `tasks_at_once` does not divide the tasks.
+      ValueError: `tasks_at_once` does not divide the tasks, or is no multiple of the devices of an explicit mesh.
     """
     tasks = jax.tree.leaves(support)[0].shape[0]
     chex.assert_tree_shape_prefix((support, query), (tasks,))
     together = tasks if tasks_at_once is None else tasks_at_once
     if together < 1 or tasks % together:
         raise ValueError(f"tasks_at_once {together} does not divide {tasks} tasks")
+    if together % (devices := shards((support, query))):
+        raise ValueError(
+            f"tasks_at_once {together} is no multiple of the {devices} devices that the tasks are on"
+        )
     keys = None if key is None else jax.random.split(key, (tasks, 2))
     judge = query_loss_fn or loss_fn
 
@@ -75,6 +82,8 @@ def meta_gradient(
 
     gradient_of = jax.value_and_grad(mean_loss, has_aux=True)
     everything = (support, query, keys)
+    # Each device has its own tasks: value and gradient are both of those alone.
+    params = place_by(lambda params: mean_loss(params, everything)[0], params, everything)
     if together == tasks:
         (value, aux), gradient = gradient_of(params, everything)
         return ((value, aux) if has_aux else value), gradient
@@ -90,8 +99,7 @@ def meta_gradient(
         return jax.tree.map(jnp.add, total, (value, gradient)), aux
 
     shape = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], folded))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shape[0][0], shape[1]))
-    total, aux = jax.lax.scan(add, zero, folded)
+    total, aux = jax.lax.scan(add, zeros((shape[0][0], shape[1])), folded)
     value, gradient = jax.tree.map(lambda x: x / groups, total)
     aux = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(tasks, *x.shape[2:]), aux)
     return ((value, aux) if has_aux else value), gradient

@@ -14,6 +14,8 @@ from dsaml_jax.meta.adapt import Adapting
 from dsaml_jax.meta.base import Algorithm, LossFn, ParameterFilter, PyTree
 from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.meta.memory import inner_gradient
+from dsaml_jax.meta.placing import place_by
+from dsaml_jax.meta.solvers import conjugate_gradients
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,9 @@ class IMAML(Algorithm):
         """See :meth:`Algorithm.adapt`."""
         parts = Adapting(learned, self.adapting)
         keys = () if key is None else (key,)
-        loss, known = hoist(lambda chosen: loss_fn(parts.merge(chosen), support, *keys), parts.chosen)  # fmt: skip
+        loss_of = lambda chosen: loss_fn(parts.merge(chosen), support, *keys)  # noqa: E731
+        parts.chosen = place_by(loss_of, parts.chosen, support)
+        loss, known = hoist(loss_of, parts.chosen)
 
         gradient = inner_gradient(lambda known, chosen, _: loss(known, chosen), "mixed")
 
@@ -71,7 +75,9 @@ class IMAML(Algorithm):
             def hessian(v: list[jax.Array]) -> list[jax.Array]:
                 return jax.tree.map(lambda h, x: h + self.proximal * x, second(v)[1], v)
 
-            solution, _ = jax.scipy.sparse.linalg.cg(hessian, cotangent, maxiter=self.cg_steps)
+            solution, _, _ = conjugate_gradients(
+                hessian, cotangent, steps=self.cg_steps, tolerance=1e-5
+            )
             by_known, _ = second([-x for x in solution])
             return by_known, [self.proximal * x for x in solution]
 
