@@ -5,21 +5,23 @@ of adapting is; :func:`meta_gradient` averages it over tasks; :func:`plan` says 
 knows of music.
 """
 
-from dsaml_jax.meta.adapt import Adapting, adapt
+from dsaml_jax.meta.adapt import adapt
 from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_options, algorithm_title
 from dsaml_jax.meta.anil import ANIL
 from dsaml_jax.meta.base import Algorithm, LearnedRates, LossFn
 from dsaml_jax.meta.boil import BOIL
 from dsaml_jax.meta.fomaml import FOMAML
-from dsaml_jax.meta.gradients import meta_gradient
+from dsaml_jax.meta.gradients import meta_gradient, meta_loss
 from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.meta.imaml import IMAML
 from dsaml_jax.meta.maml import MAML
 from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
 from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode
 from dsaml_jax.meta.meta_sgd import MetaSGD
-from dsaml_jax.meta.planning import Plan, plan
+from dsaml_jax.meta.parts import Adapting, combine, parameter_names, partition
+from dsaml_jax.meta.planning import Cost, Plan, cost_of, halves, plan, shapes
 from dsaml_jax.meta.reptile import Reptile
+from dsaml_jax.meta.unrolling import InnerState, unroll
 
 __all__ = [
     "ANIL",
@@ -30,6 +32,8 @@ __all__ = [
     "MEMORY_MODES",
     "Adapting",
     "Algorithm",
+    "Cost",
+    "InnerState",
     "LearnedRates",
     "LossFn",
     "MAMLPlusPlus",
@@ -42,7 +46,15 @@ __all__ = [
     "algorithm_names",
     "algorithm_options",
     "algorithm_title",
+    "combine",
+    "cost_of",
+    "halves",
     "hoist",
     "meta_gradient",
+    "meta_loss",
+    "parameter_names",
+    "partition",
     "plan",
+    "shapes",
+    "unroll",
 ]

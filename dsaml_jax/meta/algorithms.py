@@ -52,17 +52,19 @@ def algorithm_options(name: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(_ALGORITHMS[name]) if field.init)
 
 
-def algorithm(name: str, *, steps: int, learning_rate: float, **options: Any) -> Algorithm:
+def algorithm(
+    name: str, *, steps: int, learning_rate: float | None = None, **options: Any
+) -> Algorithm:
     """An algorithm from its name.
 
     Args:
       name: see :func:`algorithm_names`.
       steps: inner steps.
-      learning_rate: of the inner steps.
+      learning_rate: of the inner steps; None with an `optimizer`, which has its own.
       options: what else the algorithm's class has, such as `adapts`, `transform` or `memory`.
 
     Raises:
-      UsageError: an unknown name, or an option that this algorithm has not.
+      UsageError: an unknown name, an option that this algorithm has not, or options that do not go together.
     """
     known = algorithm_options(name)
     unknown = sorted(set(options) - set(known))

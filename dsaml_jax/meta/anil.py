@@ -18,6 +18,7 @@ class ANIL(GradientDescent):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_head(self.adapts, "anil")
 
 
