@@ -39,7 +39,7 @@ class MetaConfig:
       inner_optimizer: what inner gradients go through before the rate: nothing (`sgd`), `momentum` (0.9), `adam`.
       memory: how second order pays for its backward pass, see :mod:`dsaml_jax.meta.memory`; the result is the same.
       tasks_at_once: tasks computed side by side; fewer need less memory. 0: on a CPU one for each device, on an
-        accelerator all.
+        accelerator the most whose program fits into the memory that is free when training begins.
       multi_step_until, first_order_until: meta-steps of the annealing of `maml++`.
       proximal, cg_steps: pull to the initialisation, and most steps of conjugate gradients, of `imaml`.
       query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.
