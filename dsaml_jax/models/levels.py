@@ -45,7 +45,7 @@ class LevelHead(nn.Module):
         """`[B, 1 or T, E]` to `[B, 1 or T, 2]`, in float32."""
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         hidden = nn.relu(Linear(self.width, name="hidden")(drop(embedding)))
-        return Linear(2, name="out")(widened(drop(hidden)))
+        return Linear(2, jax.lax.Precision.HIGHEST, name="out")(widened(drop(hidden)))
 
 
 def centred(curves: jax.Array, present: jax.Array | None) -> jax.Array:
