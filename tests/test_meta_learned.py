@@ -20,13 +20,21 @@ from tests.problems import Upstream, mlp, mlp_loss, relative_error
 
 PARAMS, SUPPORT, QUERY = mlp(tasks=4)
 MAML = meta.algorithm("maml", steps=3, learning_rate=0.05)
-NAMES = meta.algorithm_names()
-HEAD = {"adapts": lambda name: name == "w2"}
+QUICK = ("maml", "meta-sgd", "reptile")
+NAMES = [
+    n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in meta.algorithm_names()
+]
+HEADS = {"anil": "w2", "boil": "w2", "cavia": "b1"}
 
 
 def made(name, **options):
-    head = HEAD if name in ("anil", "boil") else {}
+    head = {"adapts": lambda path: path == HEADS[name]} if name in HEADS else {}
     return meta.algorithm(name, steps=3, learning_rate=0.05, **head, **options)
+
+
+def of_some(name, gradient):
+    """Without CAVIA's context, whose gradient is zero."""
+    return meta.partition(gradient, lambda path: name != "cavia" or path != "b1")[0]
 
 
 def jitted(call, *arguments, **options):
@@ -36,7 +44,7 @@ def jitted(call, *arguments, **options):
 # meta_loss
 
 
-@pytest.mark.parametrize("together", [None, 1, 2])
+@pytest.mark.parametrize("together", [None, 2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_of_meta_loss_is_the_meta_gradient(name, together):
     algorithm = made(name)
@@ -52,7 +60,7 @@ def test_the_gradient_of_meta_loss_is_the_meta_gradient(name, together):
 
     expected, expected_gradient = jax.jit(jax.value_and_grad(loss))(learned)
     assert value == pytest.approx(float(expected), rel=1e-6)
-    assert relative_error(gradient, expected_gradient) < 1e-5
+    assert relative_error(of_some(name, gradient), of_some(name, expected_gradient)) < 1e-5
 
 
 def test_meta_loss_by_data_and_closures():
@@ -98,7 +106,7 @@ def test_learns_some_of_it(name, together):
     expected, _ = meta.partition(whole, learns)
     assert jax.tree.structure(some) == jax.tree.structure(expected)
     assert relative_error(some, expected) < 1e-5
-    rates = isinstance(learned, meta.LearnedRates) and "w1" in learned.rates
+    rates = {"meta-sgd": 1, "maml++": 1, "meta-curvature": 2}.get(name, 0)
     assert len(jax.tree.leaves(some)) == 1 + rates
 
 
@@ -132,7 +140,7 @@ def layers_loss(layers, batch):
 def test_trees_of_anything(name):
     """Integers, numbers and functions are neither adapted nor learned, and optax sees what is."""
     model = layers()
-    head = {"adapts": lambda path: path.startswith("1/")} if name in ("anil", "boil") else {}
+    head = {"adapts": lambda path: path.startswith("1/")} if name in HEADS else {}
     algorithm = meta.algorithm(name, steps=3, learning_rate=0.05, **head)
     learned, rest = meta.partition(algorithm.init(model))
     optimizer = optax.sgd(0.1)
@@ -168,6 +176,7 @@ def test_paths():
         meta.adapt(layers_loss, model, None, steps=1, learning_rate=0.1, adapts=lambda p: p == "0/count")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_flax_nnx():
     """The state of a module, split from its graph, and the module itself: a path ends in `value`."""
 
@@ -201,7 +210,13 @@ def test_flax_nnx():
 # Weights and masks
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "maml",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in meta.algorithm_names() if n != "maml"),
+    ],
+)
 def test_weights(name):
     """The weighted mean of the tasks' values and gradients, whatever the scale of the weights."""
     algorithm = made(name)
@@ -210,16 +225,15 @@ def test_weights(name):
     weights = jnp.asarray([2.0, 0.5, 1.0, 0.5])
     alone = [run(learned, *jax.tree.map(lambda x, i=i: x[i : i + 1], (SUPPORT, QUERY))) for i in range(4)]  # fmt: skip
     expected = jax.tree.map(lambda *x: sum(w * y for w, y in zip(weights / 4, x, strict=True)), *alone)  # fmt: skip
-    for together in (None, 2, 1):
+    for together in (None, 2):
         actual = jax.jit(
             partial(meta.meta_gradient, mlp_loss, algorithm=algorithm, tasks_at_once=together)
         )(learned, SUPPORT, QUERY, weights=3 * weights)
         assert actual[0] == pytest.approx(float(expected[0]), rel=1e-5)
-        assert relative_error(actual[1], expected[1]) < 1e-4
+        assert relative_error(of_some(name, actual[1]), of_some(name, expected[1])) < 1e-4
 
 
-@pytest.mark.parametrize("together", [None, 1])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("together", "first"), [(None, True), (1, False)])
 def test_a_masked_task_is_not_read(together, first):
     """Not a number in its data, indices that are out of range: value and gradient are those of the other tasks."""
 
@@ -242,6 +256,7 @@ def test_a_masked_task_is_not_read(together, first):
 def test_weights_can_be_learned():
     """The derivative by a weight: how much worse than the mean its task is."""
 
+    @jax.jit
     def value(weights):
         return meta.meta_loss(mlp_loss, PARAMS, SUPPORT, QUERY, algorithm=MAML, weights=weights)
 

@@ -44,6 +44,8 @@ SECOND_ORDER = {
     "boil": {"steps": 7, "adapts": is_head},
     "meta-sgd": {"steps": 5, "transform": MOMENTUM},
     "maml++": {"steps": 7},
+    "meta-curvature": {"steps": 5, "transform": MOMENTUM},
+    "cavia": {"steps": 5, "adapts": is_head},
 }
 
 
@@ -119,7 +121,7 @@ IMAML = {"steps": 300, "cg_steps": 60, "proximal": 3.0}
         for mode in meta.MEMORY_MODES
         if mode != "mixed"
     ]
-    + [(name, "mixed") for name in ("anil", "boil", "meta-sgd", "maml++")]
+    + [(name, "mixed") for name in ("anil", "boil", "meta-sgd", "maml++", "meta-curvature")]
     + [("imaml", "mixed"), pytest.param("imaml", "remat", marks=pytest.mark.slow)],
 )
 def test_finite_differences(name, memory):

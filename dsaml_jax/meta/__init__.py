@@ -10,13 +10,16 @@ from dsaml_jax.meta.algorithms import algorithm, algorithm_names, algorithm_opti
 from dsaml_jax.meta.anil import ANIL
 from dsaml_jax.meta.base import Algorithm, LearnedRates, LossFn
 from dsaml_jax.meta.boil import BOIL
+from dsaml_jax.meta.cavia import CAVIA
+from dsaml_jax.meta.evolution import Particles, evolution_gradient, particles, persistent_gradient
 from dsaml_jax.meta.fomaml import FOMAML
 from dsaml_jax.meta.gradients import meta_gradient, meta_loss
 from dsaml_jax.meta.hoisting import hoist
-from dsaml_jax.meta.imaml import IMAML
+from dsaml_jax.meta.imaml import IMAML, ImplicitReport
 from dsaml_jax.meta.maml import MAML
 from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
 from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode
+from dsaml_jax.meta.meta_curvature import MetaCurvature
 from dsaml_jax.meta.meta_sgd import MetaSGD
 from dsaml_jax.meta.parts import Adapting, combine, parameter_names, partition
 from dsaml_jax.meta.planning import Cost, Plan, cost_of, halves, plan, shapes
@@ -26,6 +29,7 @@ from dsaml_jax.meta.unrolling import InnerState, unroll
 __all__ = [
     "ANIL",
     "BOIL",
+    "CAVIA",
     "FOMAML",
     "IMAML",
     "MAML",
@@ -33,12 +37,15 @@ __all__ = [
     "Adapting",
     "Algorithm",
     "Cost",
+    "ImplicitReport",
     "InnerState",
     "LearnedRates",
     "LossFn",
     "MAMLPlusPlus",
     "MemoryMode",
+    "MetaCurvature",
     "MetaSGD",
+    "Particles",
     "Plan",
     "Reptile",
     "adapt",
@@ -48,12 +55,15 @@ __all__ = [
     "algorithm_title",
     "combine",
     "cost_of",
+    "evolution_gradient",
     "halves",
     "hoist",
     "meta_gradient",
     "meta_loss",
     "parameter_names",
+    "particles",
     "partition",
+    "persistent_gradient",
     "plan",
     "shapes",
     "unroll",

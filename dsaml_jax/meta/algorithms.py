@@ -9,10 +9,12 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.meta.anil import ANIL
 from dsaml_jax.meta.base import Algorithm
 from dsaml_jax.meta.boil import BOIL
+from dsaml_jax.meta.cavia import CAVIA
 from dsaml_jax.meta.fomaml import FOMAML
 from dsaml_jax.meta.imaml import IMAML
 from dsaml_jax.meta.maml import MAML
 from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
+from dsaml_jax.meta.meta_curvature import MetaCurvature
 from dsaml_jax.meta.meta_sgd import MetaSGD
 from dsaml_jax.meta.reptile import Reptile
 
@@ -24,6 +26,8 @@ _ALGORITHMS: dict[str, type[Algorithm]] = {
     "reptile": Reptile,
     "meta-sgd": MetaSGD,
     "maml++": MAMLPlusPlus,
+    "meta-curvature": MetaCurvature,
+    "cavia": CAVIA,
     "imaml": IMAML,
 }
 
@@ -33,7 +37,12 @@ def algorithm_names() -> tuple[str, ...]:
     return tuple(_ALGORITHMS)
 
 
-_TITLES = {"meta-sgd": "Meta-SGD", "imaml": "iMAML", "reptile": "Reptile"}
+_TITLES = {
+    "meta-sgd": "Meta-SGD",
+    "meta-curvature": "Meta-Curvature",
+    "imaml": "iMAML",
+    "reptile": "Reptile",
+}
 
 
 def algorithm_title(name: str) -> str:

@@ -44,7 +44,7 @@ class LearnedRates:
 
     Attributes:
       params: the model's parameters.
-      rates: path of each parameter that adapts -> its rate or rates.
+      rates: path of each parameter that adapts -> its rate or rates; of Meta-Curvature, path and axis -> a matrix.
     """
 
     params: PyTree

@@ -77,6 +77,11 @@ class GradientDescent(Algorithm):
         del learned
         return self.learning_rate
 
+    def transformation(self, learned: PyTree) -> optax.GradientTransformation | None:
+        """What the gradient goes through before the rate."""
+        del learned
+        return self.transform
+
     def descend(
         self,
         loss_fn: LossFn,
@@ -93,7 +98,7 @@ class GradientDescent(Algorithm):
             "order": self.order,
             "first_order_steps": self.first_order_steps,
             "adapts": self.adapting,
-            "transform": self.transform,
+            "transform": self.transformation(learned),
             "optimizer": self.optimizer,
             "memory": self.memory,
             "batch_per_step": self.batch_per_step,
