@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dsaml_jax import meta
@@ -55,6 +56,35 @@ def on_explicit_mesh(algorithm, learned, fn, *, placed):
     return jax.jit(partial(fn, algorithm))(learned, support, query)
 
 
+def with_everything(learned, support, query, weights):
+    """Adam, a running mean in the loss, a weight for each task."""
+    algorithm = meta.algorithm(
+        "maml", steps=3, learning_rate=0.01, transform=optax.scale_by_adam(eps_root=1e-8)
+    )
+
+    def loss(params, batch, state):
+        hidden = jnp.tanh(batch[0] @ params["w1"] + params["b1"][None])
+        mean = 0.5 * state["mean"] + 0.5 * hidden.mean(axis=0)
+        error = (hidden - mean[None]) @ params["w2"] - batch[1]
+        return jnp.mean(jnp.square(error)), {"mean": mean, "count": state["count"] + 1}
+
+    state = {"mean": jnp.zeros(16), "count": jnp.asarray(0)}
+    (value, (_, left)), gradient = meta.meta_gradient(
+        loss, learned, support, query, algorithm=algorithm, state=state, weights=weights
+    )
+    return value, gradient, left["mean"].mean(axis=0)
+
+
+def everything():
+    """In `jax.shard_map` and on an explicit mesh, each with what one device says; devices have the same sum of weights."""
+    weights = jnp.tile(jnp.asarray([1.5, 0.5]), 4)
+    expected = jax.jit(with_everything)(PARAMS, SUPPORT, QUERY, weights)
+    local = lambda *x: jax.lax.pmean(with_everything(*x), "tasks")  # noqa: E731
+    dealt = jax.shard_map(local, mesh=AUTO, in_specs=(ALL, DEALT, DEALT, DEALT), out_specs=ALL)
+    placed = jax.device_put((SUPPORT, QUERY, weights), NamedSharding(EXPLICIT, DEALT))
+    return (jax.jit(dealt)(PARAMS, SUPPORT, QUERY, weights), expected), (jax.jit(with_everything)(PARAMS, *placed), expected)  # fmt: skip
+
+
 def joint(algorithm):
     """One task whose support is dealt over the devices: the loss sums over them, so inner steps are shared."""
     support, query = jax.tree.map(lambda x: x[:1], (SUPPORT, QUERY))
@@ -88,6 +118,10 @@ def compare(names):
         )
         if case not in ("maml", "imaml"):
             continue
+        if case == "maml":
+            by_map, explicit = everything()
+            found["maml everything, shard_map"] = errors(*by_map)
+            found["maml everything, explicit"] = errors(*explicit)
         found[f"{case} explicit, placed"] = errors(
             on_explicit_mesh(algorithm, learned, meta_gradient, placed=True), expected
         )

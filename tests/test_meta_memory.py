@@ -342,6 +342,24 @@ def test_plan_tries_the_modes_that_differ():
     assert found.algorithm == algorithm
 
 
+def test_plan_of_what_is_not_all_learned():
+    """Functions and integers in the tree, frozen parts, a state of the loss, weights."""
+    params, support, query = mlp()
+    tree = {"net": params, "act": jnp.tanh, "n": jnp.asarray(1)}
+
+    def loss(tree, batch, state):
+        return mlp_loss(tree["net"], batch) * tree["n"].astype("float32") + state, state + 1.0
+
+    def run(**options):
+        found = meta.plan(
+            loss, tree, support, query, algorithm=made("maml", "mixed", steps=2), modes=("mixed",), tasks_at_once=(3,),
+            state=jnp.asarray(0.0), weights=jnp.ones(3), **options,
+        )  # fmt: skip
+        return found.chosen.peak
+
+    assert run(learns=lambda path: path == "net/w1") < run()
+
+
 def test_plan_passes_keys_and_aux():
     found = meta.plan(
         lambda p, b, key: mlp_loss(p, b), *mlp(), algorithm=made("maml", "plain", steps=2),

@@ -9,7 +9,7 @@ from typing import Any
 import chex
 import jax
 
-from dsaml_jax.meta.base import Algorithm, LossFn, PyTree
+from dsaml_jax.meta.base import Algorithm, LossFn, ParameterFilter, PyTree
 from dsaml_jax.meta.gradients import meta_gradient
 from dsaml_jax.meta.memory import MEMORY_MODES, MemoryMode
 from dsaml_jax.meta.tasks import number_of_tasks
@@ -77,6 +77,9 @@ def plan(
     has_aux: bool = False,
     key: chex.PRNGKey | None = None,
     step: jax.Array | None = None,
+    state: PyTree = None,
+    weights: jax.Array | None = None,
+    learns: ParameterFilter | None = None,
 ) -> Plan:
     """Compiles :func:`meta_gradient` in several ways, and picks the fastest kind that fits.
 
@@ -85,7 +88,7 @@ def plan(
 
     Args:
       loss_fn: this and all that is not explained here is as for :func:`meta_gradient`.
-      params: what is learned.
+      params: what is learned, and whatever else is in the tree.
       support: with a leading task axis.
       query: with the same.
       algorithm: its own mode is chosen where there is no budget; with one it is not looked at.
@@ -98,6 +101,9 @@ def plan(
       has_aux: whether it returns more than a loss.
       key: PRNG key.
       step: any step, for algorithms that anneal: the program then holds what each part of the annealing needs.
+      state: of the loss.
+      weights: of the tasks.
+      learns: what is learned.
     """
     tasks = number_of_tasks(support, query)
     ways: list[Any] = [
@@ -106,13 +112,17 @@ def plan(
         if mode in algorithm.memory_modes
     ]
     ways = ways or [algorithm]
-    arguments = shapes((params, support, query, key, step))
+    leaves, structure = jax.tree.flatten(params)
+    arrays = [leaf if hasattr(leaf, "shape") else None for leaf in leaves]
+    given = {"support": support, "query": query, "key": key, "step": step, "state": state, "weights": weights}  # fmt: skip
+    arguments = shapes((arrays, given))
 
     def compiled(way: Algorithm, together: int) -> Cost:
-        def run(params: PyTree, support: PyTree, query: PyTree, key: Any, step: Any) -> Any:
+        def run(arrays: list[Any], given: dict[str, Any]) -> Any:
+            whole = [leaf if x is None else x for x, leaf in zip(arrays, leaves, strict=True)]
             return meta_gradient(
-                loss_fn, params, support, query, algorithm=way, query_loss_fn=query_loss_fn,
-                has_aux=has_aux, key=key, step=step, tasks_at_once=together,
+                loss_fn, jax.tree.unflatten(structure, whole), **given, algorithm=way, query_loss_fn=query_loss_fn,
+                has_aux=has_aux, tasks_at_once=together, learns=learns,
             )  # fmt: skip
 
         mode = getattr(way, "memory", "") if way.memory_modes else ""
