@@ -1,8 +1,8 @@
 """Functional meta-learning: any `loss_fn(params, batch)`, any pytree of parameters.
 
-:func:`adapt` takes the inner steps of one task; an :class:`Algorithm` says what is learned and what the gradient
-of adapting is; :func:`meta_gradient` averages it over tasks; :func:`plan` says what that costs in memory. None of them
-knows of music.
+:func:`adapt` takes the inner steps of one task, :func:`unroll` the same in full; an :class:`Algorithm` says what is learned and
+what the gradient of adapting is; :func:`meta_loss` and :func:`meta_gradient` average it over tasks; :func:`plan` says what that
+costs in memory; :func:`evolution_gradient` does without derivatives. None of them knows of music.
 """
 
 from dsaml_jax.meta.adapt import adapt

@@ -48,7 +48,7 @@ def meta_loss(
       step: of the meta-training, scalar int, for algorithms that anneal.
       state: of the loss, the same for all tasks before their first step. Both losses take it after the batch and return
         what becomes of it: `(loss, state)`, or with `has_aux` the outer one `(loss, (aux, state))`.
-      weights: `[tasks]`, what each task counts; the mean is divided by their sum. A task of weight 0 is masked: its
+      weights: `[tasks]`, what each task counts, or a mask; the mean is divided by their sum. A task of weight 0 is masked: its
         data is not read, whatever is in it. None: all count the same.
       tasks_at_once: so many tasks are computed side by side, and these groups one after the other, which divides the
         memory (the groups' losses are computed again in the backward pass); None: all side by side. It divides the number of
@@ -127,8 +127,11 @@ def meta_gradient(
         raise ValueError("nothing is learned: `learns` names no float array of the parameters")
     types = jax.tree.map(lambda leaf: leaf.dtype, learned)
 
+    def whole(learned: PyTree) -> PyTree:
+        return combine(jax.tree.map(lambda x, kind: x.astype(kind), learned, types), rest)
+
     def loss(learned: PyTree, group: PyTree) -> tuple[jax.Array, Any]:
-        return problem.group_loss(learned, group, lambda x: combine(jax.tree.map(lambda a, kind: a.astype(kind), x, types), rest))  # fmt: skip
+        return problem.group_loss(learned, group, whole)
 
     learned = jax.tree.map(lambda leaf: jnp.asarray(leaf, wide(leaf.dtype)), learned)
     # Each device has its own tasks: value and gradient are both of those alone.
@@ -164,8 +167,11 @@ class _Problem:
         self.groups = tasks // self._together
         keys = None if key is None else jax.random.split(key, (tasks, 2))
         if weights is not None:
+            weights = jnp.asarray(weights)
             chex.assert_shape(weights, (tasks,))
-            support, query = with_stand_ins((support, query), weights > 0)
+            if not jnp.issubdtype(weights.dtype, jnp.floating):  # a mask
+                weights = weights.astype(jnp.float32)
+            support, query = with_stand_ins((support, query), weights > 0.0)
             weights = weights * (tasks / jnp.sum(weights))
         self.everything = (support, query, keys, weights)
 
@@ -178,7 +184,8 @@ class _Problem:
             loss, aux = self._task_loss(whole(params), *task[:3])
             if task[3] is None:
                 return loss, aux
-            return jnp.where(task[3] > 0, task[3] * loss, jnp.zeros_like(loss)), aux
+            weighted = task[3].astype(loss.dtype) * loss
+            return jnp.where(task[3] > 0, weighted, jnp.zeros_like(loss)), aux
 
         if self._together == 1:  # a batch axis of 1 would make every product a batched one
             loss, aux = one(jax.tree.map(lambda x: x[0], group))

@@ -99,63 +99,105 @@ def unroll(
     _require_axis(inner.state if state_per_step else None, steps, "state")
     if steps == 0:
         return inner, None
-    loss = _Loss(loss_fn, parts, inner, batch, key, batch_per_step, state_per_step)
+    loss = _Loss(loss_fn, parts, inner, batch, key, (batch_per_step, state_per_step))
     loss.place(rates)
     rule = StepRule(parts, transform, optimizer)
-    start = inner.optimizer
-    if start is None:
-        start = rule.init(parts.chosen)
-    elif parts.chosen:
-        start = place_like(start, parts.chosen)
-    look = _looking(visit, loss)
-
-    def step_of(order: int) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
-        gradient = loss.gradient(order, memory)
-
-        def step(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
-            chosen, moments, state = carry
-            index, rate, batch_now, state_now = inputs
-            at = jax.lax.stop_gradient(chosen) if order == 1 else chosen
-            step_key = None if key is None else jax.random.fold_in(key, index)
-            extra = (batch_now, state_now if state_per_step else state, step_key)
-            slope, left = gradient(at, extra)
-            chosen, moments = rule(slope, moments, at, chosen, rate if rates_per_step else rates)
-            seen = None if look is None else look(chosen, left)
-            return (chosen, moments, None if state_per_step else left), (seen, left if state_per_step else None)  # fmt: skip
-
-        return step
-
+    moments = rule.init(parts.chosen) if inner.optimizer is None else inner.optimizer
+    steps_of = _Steps(loss, rule, None if rates_per_step else rates, _looking(visit, loss), memory)
     inputs = (
         inner.step + jnp.arange(steps),
         rates if rates_per_step else None,
         batch if batch_per_step else None,
         loss.state if state_per_step else None,
     )
-    carry = (parts.chosen, start, None if state_per_step else loss.state)
+    carry = (
+        parts.chosen,
+        place_like(moments, parts.chosen),
+        None if state_per_step else loss.state,
+    )
     outputs = []
-    for piece, so_many in ((1, first), (2, steps - first)):
-        if so_many:
-            now = inputs if so_many == steps else jax.tree.map(lambda x, p=piece: x[:first] if p == 1 else x[first:], inputs)  # fmt: skip
-            carry, output = _scan(step_of(piece), carry, now, so_many, piece, memory)
-            outputs.append(output)
+    if first:
+        carry, output = steps_of(1, carry, jax.tree.map(lambda x: x[:first], inputs), first)
+        outputs.append(output)
+    if first < steps:
+        rest = jax.tree.map(lambda x: x[first:], inputs) if first else inputs
+        carry, output = steps_of(2, carry, rest, steps - first)
+        outputs.append(output)
+    visited, states = jax.tree.map(lambda *x: x[0] if len(x) == 1 else jnp.concatenate(x), *outputs)
     chosen, moments, state = carry
-    visited, left = outputs[0] if len(outputs) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)  # fmt: skip
-    after = InnerState(parts.merge(chosen), moments, left if state_per_step else state, inner.step + steps)  # fmt: skip
+    after = InnerState(
+        parts.merge(chosen), moments, states if state_per_step else state, inner.step + steps
+    )
     return after, visited
+
+
+class _Steps:
+    """Steps of one order, one after the other."""
+
+    def __init__(
+        self, loss: _Loss, rule: StepRule, rates: list[Any] | None, look: Visit | None, memory: MemoryMode
+    ) -> None:  # fmt: skip
+        """`rates` are those of every step; None where each step has its own."""
+        self._loss, self._rule, self._rates, self._look, self._memory = loss, rule, rates, look, memory  # fmt: skip
+
+    def __call__(
+        self, order: int, carry: PyTree, inputs: PyTree, steps: int
+    ) -> tuple[PyTree, PyTree]:
+        """The last carry; and for each step what was seen, and its state where it has its own.
+
+        Args:
+          order: 1 or 2.
+          carry: parameters that adapt, moments, and the loss's state where it goes from step to step.
+          inputs: leading axis `steps`: number, rates, batch, state; None for what is the same in all.
+          steps: how many.
+
+        Raises:
+          TypeError: a forward derivative is taken in a mode that has none.
+        """
+        step = self._step(order)
+        if order == 1:
+            return jax.lax.scan(step, carry, inputs)
+        try:
+            return scan_steps(step, carry, inputs, steps=steps, memory=self._memory)
+        except TypeError as error:
+            if "forward-mode" not in str(error) or not self._memory.startswith("mixed"):
+                raise
+            raise TypeError(
+                f"memory={self._memory} has no forward derivative (jax.jvp, jax.jacfwd, jax.hessian): set memory='remat'"
+            ) from error
+
+    def _step(self, order: int) -> Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]:
+        gradient = self._loss.gradient(order, self._memory)
+        key, own_state = self._loss.key, self._loss.per_step[1]
+
+        def step(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+            chosen, moments, state = carry
+            index, rates, batch, state_now = inputs
+            at = jax.lax.stop_gradient(chosen) if order == 1 else chosen
+            step_key = None if key is None else jax.random.fold_in(key, index)
+            slope, left = gradient(at, (batch, state_now if own_state else state, step_key))
+            rates = rates if self._rates is None else self._rates
+            chosen, moments = self._rule(slope, moments, at, chosen, rates)
+            seen = None if self._look is None else self._look(chosen, left)
+            return (chosen, moments, None if own_state else left), (seen, left if own_state else None)  # fmt: skip
+
+        return step
 
 
 class _Loss:
     """The loss of a step as a function of what adapts and of what differs from step to step; the rest is computed once."""
 
-    def __init__(self, loss_fn: LossFn, parts: Adapting, inner: InnerState, batch: PyTree, key: Any, batch_per_step: bool, state_per_step: bool) -> None:  # fmt: skip
-        self._loss_fn, self.parts, self.state = loss_fn, parts, inner.state
-        self._batch, self._per_step = batch, (batch_per_step, state_per_step)
-        self._key = key
+    def __init__(
+        self, loss_fn: LossFn, parts: Adapting, inner: InnerState, batch: PyTree, key: Any, per_step: tuple[bool, bool]
+    ) -> None:  # fmt: skip
+        """`per_step` says whether batch and state have an axis of steps."""
+        self._loss_fn, self._batch = loss_fn, batch
+        self.parts, self.state, self.key, self.per_step = parts, inner.state, key, per_step
 
     def __call__(self, chosen: list[jax.Array], extra: PyTree) -> tuple[jax.Array, PyTree]:
         """`(scalar, state)`; `extra` is the step's batch, state and key."""
         batch, state, key = extra
-        batch = batch if self._per_step[0] else self._batch
+        batch = batch if self.per_step[0] else self._batch
         arguments = [x for x in (state, key) if x is not None]
         result: Any = self._loss_fn(self.parts.merge(chosen), batch, *arguments)
         if self.state is None:
@@ -167,9 +209,9 @@ class _Loss:
         """Of `extra`."""
         batch, state = (
             jax.tree.map(lambda x: x[0], tree) if per_step else tree
-            for tree, per_step in zip((self._batch, self.state), self._per_step, strict=True)
+            for tree, per_step in zip((self._batch, self.state), self.per_step, strict=True)
         )
-        return (batch if self._per_step[0] else None, state, self._key)
+        return (batch if self.per_step[0] else None, state, self.key)
 
     def place(self, rates: list[Any]) -> None:
         """Puts what adapts, and the state, where the loss will have them."""
@@ -202,19 +244,6 @@ def _looking(visit: Visit | None, loss: _Loss) -> Callable[..., PyTree] | None:
     look, seen = hoist(lambda chosen, *state: visit(loss.parts.merge(chosen), *state), *arguments)
     look = jax.checkpoint(look, prevent_cse=False)
     return lambda chosen, left: look(seen, chosen, *([] if left is None else [left]))
-
-
-def _scan(step: Any, carry: PyTree, inputs: PyTree, steps: int, order: int, memory: MemoryMode) -> tuple[PyTree, PyTree]:  # fmt: skip
-    if order == 1:
-        return jax.lax.scan(step, carry, inputs)
-    try:
-        return scan_steps(step, carry, inputs, steps=steps, memory=memory)
-    except TypeError as error:
-        if "forward-mode" in str(error) and memory.startswith("mixed"):
-            raise TypeError(
-                f"memory={memory} has no forward derivative (jax.jvp, jax.jacfwd, jax.hessian): set memory='remat'"
-            ) from error
-        raise
 
 
 def _checked(steps: Any, order: int, first_order_steps: Any, memory: str) -> tuple[int, int]:
