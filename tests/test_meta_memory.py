@@ -45,7 +45,6 @@ SECOND_ORDER = {
     "meta-sgd": {"steps": 5, "transform": MOMENTUM},
     "maml++": {"steps": 7},
     "meta-curvature": {"steps": 5, "transform": MOMENTUM},
-    "cavia": {"steps": 5, "adapts": is_head},
 }
 
 
@@ -54,7 +53,8 @@ def test_every_mode_is_tested():
     assert set(SECOND_ORDER) == {
         name
         for name in meta.algorithm_names()
-        if "memory" in meta.algorithm_options(name) and name not in ("fomaml", "reptile", "imaml")
+        if "memory" in meta.algorithm_options(name)
+        and name not in ("fomaml", "reptile", "imaml", "cavia")  # the last is `anil` from zero
     }
 
 

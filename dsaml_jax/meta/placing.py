@@ -21,12 +21,8 @@ PyTree = Any
 
 def varying_axes(tree: PyTree) -> frozenset[str]:
     """Axes of the mesh that any leaf varies over; leaves may be `jax.ShapeDtypeStruct`."""
-    kinds = [
-        getattr(_type_of(leaf), "manual_axis_type", None)
-        for leaf in jax.tree.leaves(tree)
-        if _is_typed(leaf)
-    ]
-    return frozenset().union(*(kind.varying for kind in kinds if kind is not None))
+    typed = filter(_is_typed, jax.tree.leaves(tree))
+    return frozenset().union(*(_varying(_type_of(leaf)) for leaf in typed))
 
 
 def is_placed(tree: PyTree) -> bool:
@@ -84,6 +80,11 @@ def shards(tree: PyTree) -> int:
 
 def _is_typed(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+
+
+def _varying(kind: Any) -> frozenset[str]:
+    manual = getattr(kind, "manual_axis_type", None)
+    return getattr(kind, "vma", None) or frozenset() if manual is None else manual.varying
 
 
 def _type_of(leaf: Any) -> Any:
