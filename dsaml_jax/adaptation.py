@@ -33,12 +33,15 @@ Terms = dict[str, jax.Array]
 HEAD = "predictor/out"
 """The last layer: what ANIL adapts and BOIL does not, unless the configuration names another head."""
 
+CONTEXT = f"{HEAD}/bias"
+"""The offsets of both curves: the context of CAVIA, unless the configuration names another."""
+
 
 def inner_algorithm(config: MetaConfig) -> meta.Algorithm:
     """The algorithm object of a configuration."""
     prefix = config.adapts
-    if config.algorithm in ("anil", "boil") and prefix == "all":
-        prefix = HEAD
+    if prefix == "all":
+        prefix = {"anil": HEAD, "boil": HEAD, "cavia": CONTEXT}.get(config.algorithm, prefix)
 
     def adapts(name: str) -> bool:
         return f"{name}/".startswith(f"{prefix}/")

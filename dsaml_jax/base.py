@@ -20,6 +20,7 @@ from dsaml_jax.errors import UsageError
 PyTree = Any
 PositionType = Literal["relative_key", "relative_key_query", "absolute"]
 ActivationType = Literal["float32", "bfloat16"]
+PrecisionType = Literal["default", "high", "highest"]
 
 MIN_LABELLED_STEPS = 10
 """Labelled steps without which a window teaches nothing: 5 s."""
@@ -89,6 +90,9 @@ class ModelConfig:
       activations: what the layers hand on, and the factors of their matrix products. Parameters and
         their gradients, every sum (softmax, LayerNorm, BatchNorm, the state of the LSTM, losses) and
         the model's output are float32 in both cases.
+      precision: of products of float32 factors. `default`: what JAX means by it (or `jax.default_matmul_precision` around the
+        call), which is TF32 on an NVIDIA GPU and bfloat16 on a TPU, and float32 on a CPU. `high`: three passes of those;
+        `highest`: float32. The last layer, and what the losses multiply, are `highest` always.
     """
 
     width: int = 1024
@@ -110,6 +114,7 @@ class ModelConfig:
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
     activations: ActivationType = "float32"
+    precision: PrecisionType = "default"
     class_: str = ""
 
     def __post_init__(self) -> None:

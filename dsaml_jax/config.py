@@ -35,11 +35,12 @@ class MetaConfig:
       tasks: annotators per meta-step.
       support_songs: songs to adapt on.
       adapts: parameters that adapt: `all`, or the beginning of their path, such as `predictor` or
-        `predictor/out`. For `anil` and `boil` it names the head, which is `predictor/out` where it says `all`.
+        `predictor/out`. For `anil` and `boil` it names the head, which is `predictor/out` where it says `all`; for `cavia` the
+        context, which is `predictor/out/bias`.
       inner_optimizer: what inner gradients go through before the rate: nothing (`sgd`), `momentum` (0.9), `adam`.
       memory: how second order pays for its backward pass, see :mod:`dsaml_jax.meta.memory`; the result is the same.
       tasks_at_once: tasks computed side by side; fewer need less memory. 0: on a CPU one for each device, on an
-        accelerator all.
+        accelerator the most whose program fits into the memory that is free when training begins.
       multi_step_until, first_order_until: meta-steps of the annealing of `maml++`.
       proximal, cg_steps: pull to the initialisation, and most steps of conjugate gradients, of `imaml`.
       query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.

@@ -109,7 +109,9 @@ def diagonal_attention_loss(
     diagonal = jnp.diagonal(last, axis1=-2, axis2=-1)  # [B, S, T]
     weights = jnp.ones((batch, steps)) if mask is None else mask.astype(attention.dtype)
     samples = jnp.sum(weights, 0)  # [T], how many samples have each step
-    mean = jnp.einsum("bst,bt->st", diagonal, weights) / jnp.maximum(samples, 1.0)[None]
+    # A mean, for which a product with its weights is only the way: not to be rounded as products are.
+    total = jnp.einsum("bst,bt->st", diagonal, weights, precision=jax.lax.Precision.HIGHEST)
+    mean = total / jnp.maximum(samples, 1.0)[None]
     target = jnp.asarray(config.diagonal_targets, mean.dtype)[:, None]
     counted = (samples > 0.0).astype(mean.dtype)[None]
     error = jnp.sum(jnp.square(mean - target) * counted, -1)

@@ -61,7 +61,7 @@ def published_config():
     cfg = stored["cfg"]
     return ModelConfig(
         width=cfg["D"], num_heads=cfg["H"], num_layers=cfg["L"], ffn_width=stored["ffn"],
-        local_context=cfg["lc"], global_context=cfg["gc"], dropout=0.0,
+        local_context=cfg["lc"], global_context=cfg["gc"], dropout=0.0, precision="highest",
     )  # fmt: skip
 
 

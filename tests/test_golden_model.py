@@ -267,6 +267,7 @@ def full_size(published_config):
         local_context=published_config.local_context,
         global_context=published_config.global_context,
         dropout=0.0,
+        precision="highest",
     )
     shapes = golden_file.shapes("full_1024_names")
     variables = convert.from_torch(weights(shapes, SEED + 10), config)

@@ -24,7 +24,7 @@ from dsaml_jax.adaptation import inner_algorithm, support_loss
 from dsaml_jax.base import SongBatch
 from dsaml_jax.config import preset
 from dsaml_jax.corpus import DeviceCorpus, TaskArrays, gather_windows
-from dsaml_jax.meta.adapt import adapt_and_visit
+from dsaml_jax.meta import InnerState, unroll
 from dsaml_jax.training import TrainState, make_optimizer, make_pdmer_step
 from tests.golden_file import like
 
@@ -74,9 +74,8 @@ def test_inner_losses_are_those_of_the_reference(golden, published_variables, co
     assert isinstance(batch, SongBatch) and bool(batch.labelled.all())
     loss = support_loss(DSAML(config.model), config.meta, published_variables["batch_stats"])
     adapt = jax.jit(
-        lambda params: adapt_and_visit(
-            loss, params, batch, steps=3, learning_rate=algorithm.learning_rate, order=1,
-            adapts=None, transform=None, memory="plain", key=None, visit=lambda p: loss(p, batch),
+        lambda params: unroll(
+            loss, InnerState(params), batch, steps=3, learning_rate=algorithm.learning_rate, visit=lambda p: loss(p, batch)
         )[1]
     )  # fmt: skip
     expected = golden("inner_sgd")["losses"]

@@ -14,19 +14,20 @@ import pytest
 
 from dsaml_jax import UsageError, meta
 from dsaml_jax.meta.base import LearnedRates
-from tests.problems import mlp, mlp_loss, quadratic, quadratic_tasks
+from tests.problems import along, directions, mlp, mlp_loss, quadratic, quadratic_tasks, slope
 
 NAMES = meta.algorithm_names()
 OPTIONS = {
     "anil": {"adapts": lambda name: name == "w2"},
     "boil": {"adapts": lambda name: name == "w2"},
+    "cavia": {"adapts": lambda name: name == "b1"},
     "maml++": {"multi_step_until": 10, "first_order_until": 5},
 }
 
 
 def test_names():
     assert set(NAMES) == {
-        "maml", "fomaml", "anil", "boil", "reptile", "meta-sgd", "maml++", "imaml"
+        "maml", "fomaml", "anil", "boil", "reptile", "meta-sgd", "maml++", "meta-curvature", "cavia", "imaml"
     }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def test_learns(name):
     assert algorithm == make()
     assert hash(algorithm) == hash(make())
     learned = algorithm.init(params)
-    assert algorithm.params(learned) is params
+    assert algorithm.params(learned) is (learned if name == "cavia" else params)
     optimizer = optax.adam(0.03)
     traces = []
 
@@ -65,7 +66,7 @@ def test_learns(name):
         for leaf, like in zip(jax.tree.leaves(gradient), jax.tree.leaves(learned), strict=True):
             assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
             assert np.isfinite(leaf).all()
-            assert np.any(leaf)
+            assert np.any(leaf) or (name == "cavia" and leaf.shape == params["b1"].shape)
         assert np.isfinite(value)
         if step == 0 and name not in ("reptile", "maml++"):
             assert value == pytest.approx(float(before), rel=1e-5)
@@ -211,7 +212,6 @@ def test_meta_sgd_of_a_block(problem):
 @pytest.mark.parametrize(
     ("step", "order", "weights"),
     [
-        (None, 2, [0, 0, 0, 1]),
         (0, 1, [0.25, 0.25, 0.25, 0.25]),
         (5, 1, [0.125, 0.125, 0.125, 0.625]),
         (6, 2, [0.1, 0.1, 0.1, 0.7]),
@@ -228,8 +228,7 @@ def test_maml_plus_plus(problem, step, order, weights):
     same(first.rates["a"], np.full(4, 0.1))
     a, b = np.array([0.1, 0.2, -0.05, 0.12]), np.array([0.05, 0.15, 0.1, 0.2])
     learned = first.replace(rates={"a": jnp.asarray(a), "b": jnp.asarray(b)})
-    step = None if step is None else jnp.asarray(step)
-    value, gradient = problem.meta_gradient(algorithm, learned, step=step)
+    value, gradient = problem.meta_gradient(algorithm, learned, step=jnp.asarray(step))
     rates = a[:, None] * BLOCK_A + b[:, None] * BLOCK_B
     expected, by_x, by_rates = problem.expect(rates, weights=weights, order=order)
     same(value, expected)
@@ -261,6 +260,72 @@ def test_maml_plus_plus_reports_the_last_step(problem):
 
 def flat_jax(params):
     return jnp.concatenate([params["a"], params["b"]])
+
+
+def test_cavia(problem):
+    """From zero, whatever was there; only the rest is learned."""
+    algorithm = meta.algorithm("cavia", steps=3, learning_rate=0.1, adapts=lambda name: name == "a")
+    problem.x = problem.x * BLOCK_B
+    expected, by_x, _ = problem.expect(0.1 * np.tile(BLOCK_A, (3, 1)))
+    for learned in (algorithm.init(problem.params), problem.params):
+        value, gradient = problem.meta_gradient(algorithm, learned)
+        same(value, expected)
+        same(gradient["a"], np.zeros(2))
+        same(gradient["b"], by_x[2:])
+
+
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_meta_curvature(problem, order):
+    """`x <- x - rate * M A (x - c)`, M of two blocks: the gradient by `x`, and by M against differences."""
+    algorithm = meta.algorithm("meta-curvature", steps=3, learning_rate=0.1, order=order)
+    first = algorithm.init(problem.params)
+    assert {name: rate.shape for name, rate in first.rates.items()} == {"a/0": (2, 2), "b/0": (2, 2)}  # fmt: skip
+    plain = meta.algorithm("maml" if order == 2 else "fomaml", steps=3, learning_rate=0.1)
+    same(flat(problem.meta_gradient(algorithm)[1].params), flat(problem.meta_gradient(plain)[1]))
+    random = np.random.RandomState(3)
+    blocks = np.eye(2) + 0.3 * random.randn(2, 2, 2)
+    whole = np.zeros((4, 4))
+    whole[:2, :2], whole[2:, 2:] = blocks
+    learned = first.replace(rates={"a/0": jnp.asarray(blocks[0]), "b/0": jnp.asarray(blocks[1])})
+    value, gradient = problem.meta_gradient(algorithm, learned)
+    values, by_x = [], []
+    for matrix, centre, outer, target in problem.tasks:
+        contraction = np.linalg.matrix_power(np.eye(4) - 0.1 * whole @ matrix, 3)
+        away = centre + contraction @ (problem.x - centre) - target
+        values.append(0.5 * away @ outer @ away)
+        by_x.append((contraction if order == 2 else np.eye(4)).T @ outer @ away)
+    same(value, np.mean(values))
+    same(flat(gradient.params), np.mean(by_x, axis=0))
+    if order == 1:
+        assert all(np.any(leaf) for leaf in gradient.rates.values())
+        return
+    for direction in directions(learned.rates):
+        moved = lambda rates: problem.meta_gradient(algorithm, learned.replace(rates=rates))[0]  # noqa: E731
+        expected = slope(moved, learned.rates, direction, 1e-5)
+        assert along(gradient.rates, direction) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4), (5, 2, 3, 4)])
+def test_curvature_of_every_shape(shape):
+    """A matrix for each axis; the leading ones of a convolution are one. In numpy, as a product with their Kronecker product."""
+    random = np.random.RandomState(4)
+    gradient = jnp.asarray(random.randn(*shape), jnp.float32)
+    algorithm = meta.algorithm("meta-curvature", steps=1, learning_rate=1.0)
+    params = {"w": jnp.zeros(shape)}
+    learned = algorithm.init(params)
+    sizes = [m.shape[0] for m in learned.rates.values()]
+    assert sizes == {0: [1], 4: [10, 3, 4]}.get(len(shape), list(shape))
+    matrices = {n: jnp.asarray(random.randn(*m.shape), m.dtype) for n, m in learned.rates.items()}
+    adapted = algorithm.adapt(
+        lambda p, g: jnp.sum(p["w"] * g), learned.replace(rates=matrices), gradient
+    )
+    whole = np.ones((1, 1))
+    for matrix in matrices.values():
+        whole = np.kron(whole, matrix)
+    expected = -(whole @ np.ravel(gradient)).reshape(shape)
+    np.testing.assert_allclose(adapted["w"], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="matrices and adapting parameters differ in w/0"):
+        algorithm.adapt(mlp_loss, learned.replace(rates={}), gradient)
 
 
 @pytest.mark.parametrize("block", ["all", "a"])
@@ -369,11 +434,12 @@ def test_unknown_options_are_named():
     with pytest.raises(UsageError, match="unknown algorithm 'mamal'; there are maml, fomaml"):
         meta.algorithm_options("mamal")
     assert set(meta.algorithm_options("imaml")) == {
-        "steps", "learning_rate", "proximal", "cg_steps", "adapts", "transform"
+        "steps", "learning_rate", "proximal", "cg_steps", "tolerance", "damping", "solver", "memory", "report", "adapts",
+        "transform", "optimizer",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["anil", "boil"])
+@pytest.mark.parametrize("name", ["anil", "boil", "cavia"])
 def test_a_head_must_be_named(name):
     with pytest.raises(UsageError, match=f"{name} needs `adapts`"):
         meta.algorithm(name, steps=1, learning_rate=0.1)
@@ -395,9 +461,9 @@ def test_bad_arguments():
         options = {"steps": 1, "learning_rate": 0.1} | options
         return meta.adapt(mlp_loss, params, one, **options)
 
-    with pytest.raises(ValueError, match="memory is one of plain, .*, not 'remat_sqrt'"):
+    with pytest.raises(ValueError, match="memory is one of mixed, .*, not 'remat_sqrt'"):
         adapt(memory="remat_sqrt")
-    with pytest.raises(ValueError, match="memory is one of plain, .*, not 'remat_sqrt'"):
+    with pytest.raises(ValueError, match="memory is one of mixed, .*, not 'remat_sqrt'"):
         meta.algorithm("maml", steps=1, learning_rate=0.1, memory="remat_sqrt").adapt(
             mlp_loss, params, one
         )
@@ -414,5 +480,5 @@ def test_bad_arguments():
     with pytest.raises(UsageError, match="are 0 or more"):
         meta.algorithm("maml++", steps=1, learning_rate=0.1, first_order_until=-1)
     wrong = meta.algorithm("maml++", steps=2, learning_rate=0.1).init(params)
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="b1 has shape .2,. .* has no leading axis of 3 steps"):
         meta.algorithm("maml++", steps=3, learning_rate=0.1).adapt(mlp_loss, wrong, one)

@@ -44,6 +44,7 @@ SECOND_ORDER = {
     "boil": {"steps": 7, "adapts": is_head},
     "meta-sgd": {"steps": 5, "transform": MOMENTUM},
     "maml++": {"steps": 7},
+    "meta-curvature": {"steps": 5, "transform": MOMENTUM},
 }
 
 
@@ -52,7 +53,8 @@ def test_every_mode_is_tested():
     assert set(SECOND_ORDER) == {
         name
         for name in meta.algorithm_names()
-        if "memory" in meta.algorithm_options(name) and name not in ("fomaml", "reptile")
+        if "memory" in meta.algorithm_options(name)
+        and name not in ("fomaml", "reptile", "imaml", "cavia")  # the last is `anil` from zero
     }
 
 
@@ -119,8 +121,8 @@ IMAML = {"steps": 300, "cg_steps": 60, "proximal": 3.0}
         for mode in meta.MEMORY_MODES
         if mode != "mixed"
     ]
-    + [(name, "mixed") for name in ("anil", "boil", "meta-sgd", "maml++")]
-    + [("imaml", None)],
+    + [(name, "mixed") for name in ("anil", "boil", "meta-sgd", "maml++", "meta-curvature")]
+    + [("imaml", "mixed"), pytest.param("imaml", "remat", marks=pytest.mark.slow)],
 )
 def test_finite_differences(name, memory):
     """In float64, by every leaf of all that is learned and all that is upstream.
@@ -129,7 +131,10 @@ def test_finite_differences(name, memory):
     """
     with jax.enable_x64(True):
         if name == "imaml":
-            algorithm, tolerance = meta.algorithm(name, learning_rate=0.1, **IMAML), 1e-4
+            algorithm, tolerance = (
+                meta.algorithm(name, learning_rate=0.1, memory=memory, **IMAML),
+                1e-4,
+            )
         else:
             algorithm, tolerance = made(name, memory), 1e-7
         problem = Upstream(algorithm, np.float64)
@@ -248,8 +253,8 @@ def test_plan_lists_every_way(planned):
     _, found = planned
     ways = [(cost.memory, cost.tasks_at_once) for cost in found.costs]
     assert ways == [("plain", 4), ("mixed", 4), ("plain", 1), ("mixed", 1)]
-    assert found.chosen is found.costs[0]
-    assert found.algorithm.memory == "plain"
+    assert found.chosen is found.costs[1]  # without a budget the algorithm's own mode
+    assert found.algorithm.memory == "mixed"
     peaks = [cost.peak for cost in found.costs]
     assert peaks[0] > 2 * peaks[1]
     assert peaks[0] > 2 * peaks[2]
@@ -290,7 +295,7 @@ def test_plan_reads_shapes_only(planned):
 
 
 def test_plan_halves_the_tasks_and_knows_algorithms_without_modes():
-    algorithm = meta.algorithm("imaml", steps=2, learning_rate=0.1)
+    algorithm = meta.algorithm("fomaml", steps=2, learning_rate=0.1)
     found = meta.plan(quadratic, *quadratic_tasks(tasks=6), algorithm=algorithm)
     assert [(cost.memory, cost.tasks_at_once) for cost in found.costs] == [
         ("", 6),
@@ -299,6 +304,60 @@ def test_plan_halves_the_tasks_and_knows_algorithms_without_modes():
     ]
     assert found.algorithm == algorithm
     assert "| - | 3 |" in found.table()
+
+
+@pytest.mark.parametrize("own", ["mixed", "remat-sqrt"])
+def test_plan_without_a_budget_keeps_the_algorithms_mode(planned, own):
+    """Every way is compiled, in the order that was measured; what is chosen is no mode that nobody asked for."""
+    find, _ = planned
+    algorithm = meta.algorithm("maml", steps=9, learning_rate=0.1, memory=own)
+    found = find(algorithm=algorithm, tasks_at_once=(4,))
+    assert [cost.memory for cost in found.costs] == list(meta.MEMORY_MODES)
+    assert found.algorithm == algorithm
+    assert found.chosen.memory == own
+
+
+def test_plan_of_what_is_annealed():
+    """A step makes it compile what annealing needs: every step's loss, and both orders."""
+    params, batch = jnp.eye(16), jnp.ones((2, 64, 16))
+    algorithm = meta.algorithm("maml++", steps=9, learning_rate=0.1, multi_step_until=5)
+    learned = algorithm.init(params)
+    loss = functools.partial(deep_loss, layers=2)
+
+    def program(learned, support, query, step):
+        return meta.meta_gradient(loss, learned, support, query, algorithm=algorithm, step=step)
+
+    step = jnp.asarray(0)
+    compiled = jax.jit(program).lower(learned, batch, batch, step).compile().memory_analysis()
+    found = meta.plan(
+        loss, learned, batch, batch, algorithm=algorithm, tasks_at_once=(2,), step=step
+    )
+    assert found.chosen.temporaries == compiled.temp_size_in_bytes
+
+
+def test_plan_tries_the_modes_that_differ():
+    algorithm = meta.algorithm("imaml", steps=2, learning_rate=0.1, memory="remat")
+    found = meta.plan(quadratic, *quadratic_tasks(), algorithm=algorithm, tasks_at_once=(1,))
+    assert {cost.memory for cost in found.costs} == {"mixed", "remat"}
+    assert found.algorithm == algorithm
+
+
+def test_plan_of_what_is_not_all_learned():
+    """Functions and integers in the tree, frozen parts, a state of the loss, weights."""
+    params, support, query = mlp()
+    tree = {"net": params, "act": jnp.tanh, "n": jnp.asarray(1)}
+
+    def loss(tree, batch, state):
+        return mlp_loss(tree["net"], batch) * tree["n"].astype("float32") + state, state + 1.0
+
+    def run(**options):
+        found = meta.plan(
+            loss, tree, support, query, algorithm=made("maml", "mixed", steps=2), modes=("mixed",), tasks_at_once=(3,),
+            state=jnp.asarray(0.0), weights=jnp.ones(3), **options,
+        )  # fmt: skip
+        return found.chosen.peak
+
+    assert run(learns=lambda path: path == "net/w1") < run()
 
 
 def test_plan_passes_keys_and_aux():
@@ -312,14 +371,15 @@ def test_plan_passes_keys_and_aux():
 
 
 def test_table(planned):
-    lines = planned[1].table().splitlines()
+    found = planned[1]
+    lines = found.table().splitlines()
     assert lines[:2] == [
         "| memory | tasks at once | temporaries [MB] | peak [MB] | |",
         "|---|---|---|---|---|",
     ]
-    cost = planned[1].costs[0]
+    cost = found.chosen
     assert (
-        lines[2] == f"| plain | 4 | {cost.temporaries / 1e6:.1f} | {cost.peak / 1e6:.1f} | chosen |"
+        lines[3] == f"| mixed | 4 | {cost.temporaries / 1e6:.1f} | {cost.peak / 1e6:.1f} | chosen |"
     )
     assert [line.count("|") for line in lines] == [6] * 6
-    assert [line.endswith("| chosen |") for line in lines[2:]] == [True, False, False, False]
+    assert [line.endswith("| chosen |") for line in lines[2:]] == [False, True, False, False]

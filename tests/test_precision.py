@@ -163,6 +163,64 @@ def test_products_are_of_bfloat16_and_sums_of_float32(variables, data):
             assert "bfloat16" not in dtypes(equation)
 
 
+HIGHEST = (jax.lax.Precision.HIGHEST,) * 2
+
+
+def products(config, variables, data, *, train=True):
+    """Precision of each product of a gradient, with the shapes of its factors."""
+    return [
+        (equation.params["precision"], [x.aval.shape for x in equation.invars])
+        for equation in traced(config, variables, data, train=train)
+        if equation.primitive.name in ("dot_general", "conv_general_dilated")
+    ]
+
+
+@pytest.mark.parametrize("config", [FULL, HALF])
+def test_the_last_layer_and_the_losses_are_exact(config, variables, data):
+    """Forward, and backward by both factors; nothing else is, but the moments of BatchNorm."""
+    found = products(config, variables, data, train=False)
+    assert [precision for precision, _ in found].count(HIGHEST) == 3
+    assert {precision for precision, _ in found} == {HIGHEST, None}
+    of_output = [precision for precision, shapes in found if any(2 in shape[-1:] for shape in shapes)]  # fmt: skip
+    assert of_output and set(of_output) == {HIGHEST}
+    attention = jnp.full((2, 2, 1, 2, 12, 12), 0.5)
+    loss = jax.make_jaxpr(lambda x: losses.diagonal_attention_loss(x, config))(attention)
+    exact = [e.params["precision"] for e in equations(loss.jaxpr) if e.primitive.name == "dot_general"]  # fmt: skip
+    assert exact == [HIGHEST]
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_precision_of_every_product(precision, variables, data):
+    """Of the gradient too, scans included."""
+    config = dataclasses.replace(FULL, precision=precision)
+    wanted = {HIGHEST, (getattr(jax.lax.Precision, precision.upper()),) * 2}
+    assert {found for found, _ in products(config, variables, data)} == wanted
+
+
+def test_default_precision_is_what_is_around(variables, data):
+    with jax.default_matmul_precision("high"):
+        found = {precision for precision, _ in products(FULL, variables, data)}
+    assert found == {HIGHEST, (jax.lax.Precision.HIGH,) * 2}
+
+
+def test_precision_of_the_level_head(data):
+    config = dataclasses.replace(FULL, level_width=8, level_dropout=0.0)
+    variables = jax.eval_shape(DSAML(config).init, jax.random.key(0), *data[:2])
+    jaxpr = jax.make_jaxpr(DSAML(config).apply)(variables, *data[:2]).jaxpr
+    found = [e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    assert found.count(HIGHEST) == 2
+
+
+def test_precision_as_a_setting():
+    config = with_settings(preset("tiny"), ["model.precision=highest"])
+    assert config.model.precision == "highest"
+    before = to_json(RunConfig())
+    del before["model"]["precision"]
+    assert from_json(before, "run.json") == RunConfig()
+    with pytest.raises(UsageError, match="model.precision"):
+        with_settings(preset("tiny"), ["model.precision=exact"])
+
+
 def test_as_a_setting():
     config = with_settings(preset("tiny"), ["model.activations=bfloat16"])
     assert config.model.activations == "bfloat16"

@@ -161,6 +161,9 @@ def test_every_algorithm_has_a_configuration(name):
     if name in ("anil", "boil"):
         adapting = [algorithm.adapting(path) for path in ("predictor/out/bias", "predictor/outer")]
         assert adapting == [name == "anil", name == "boil"]
+    elif name == "cavia":
+        assert algorithm.adapting("predictor/out/bias")
+        assert not algorithm.adapting("predictor/out/kernel")
 
 
 @pytest.fixture(scope="module")

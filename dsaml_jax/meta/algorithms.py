@@ -9,10 +9,12 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.meta.anil import ANIL
 from dsaml_jax.meta.base import Algorithm
 from dsaml_jax.meta.boil import BOIL
+from dsaml_jax.meta.cavia import CAVIA
 from dsaml_jax.meta.fomaml import FOMAML
 from dsaml_jax.meta.imaml import IMAML
 from dsaml_jax.meta.maml import MAML
 from dsaml_jax.meta.maml_plus_plus import MAMLPlusPlus
+from dsaml_jax.meta.meta_curvature import MetaCurvature
 from dsaml_jax.meta.meta_sgd import MetaSGD
 from dsaml_jax.meta.reptile import Reptile
 
@@ -24,6 +26,8 @@ _ALGORITHMS: dict[str, type[Algorithm]] = {
     "reptile": Reptile,
     "meta-sgd": MetaSGD,
     "maml++": MAMLPlusPlus,
+    "meta-curvature": MetaCurvature,
+    "cavia": CAVIA,
     "imaml": IMAML,
 }
 
@@ -33,7 +37,12 @@ def algorithm_names() -> tuple[str, ...]:
     return tuple(_ALGORITHMS)
 
 
-_TITLES = {"meta-sgd": "Meta-SGD", "imaml": "iMAML", "reptile": "Reptile"}
+_TITLES = {
+    "meta-sgd": "Meta-SGD",
+    "meta-curvature": "Meta-Curvature",
+    "imaml": "iMAML",
+    "reptile": "Reptile",
+}
 
 
 def algorithm_title(name: str) -> str:
@@ -52,17 +61,19 @@ def algorithm_options(name: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(_ALGORITHMS[name]) if field.init)
 
 
-def algorithm(name: str, *, steps: int, learning_rate: float, **options: Any) -> Algorithm:
+def algorithm(
+    name: str, *, steps: int, learning_rate: float | None = None, **options: Any
+) -> Algorithm:
     """An algorithm from its name.
 
     Args:
       name: see :func:`algorithm_names`.
       steps: inner steps.
-      learning_rate: of the inner steps.
+      learning_rate: of the inner steps; None with an `optimizer`, which has its own.
       options: what else the algorithm's class has, such as `adapts`, `transform` or `memory`.
 
     Raises:
-      UsageError: an unknown name, or an option that this algorithm has not.
+      UsageError: an unknown name, an option that this algorithm has not, or options that do not go together.
     """
     known = algorithm_options(name)
     unknown = sorted(set(options) - set(known))

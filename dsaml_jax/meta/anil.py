@@ -18,12 +18,11 @@ class ANIL(GradientDescent):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_head(self.adapts, "anil")
 
 
-def require_head(adapts: ParameterFilter | None, name: str) -> None:
+def require_head(adapts: ParameterFilter | None, name: str, part: str = "the head") -> None:
     """Raises UsageError where the filter that names the head is missing."""
     if adapts is None:
-        raise UsageError(
-            f"{name} needs `adapts`, the filter that says which parameters are the head"
-        )
+        raise UsageError(f"{name} needs `adapts`, the filter that says which parameters are {part}")

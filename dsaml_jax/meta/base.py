@@ -16,23 +16,26 @@ import chex
 import flax.struct
 import jax
 
-PyTree = Any
+from dsaml_jax.meta.parts import ParameterFilter, PyTree
 
-ParameterFilter = Callable[[str], bool]
-"""Takes a parameter's path, such as `predictor/out/bias`, and says whether it is meant."""
+__all__ = ["Algorithm", "LearnedRates", "LossFn", "OuterLossFn", "ParameterFilter", "PyTree"]
 
 LossFn = Callable[..., jax.Array]
 """`loss_fn(params, batch) -> scalar`, or `loss_fn(params, batch, key) -> scalar` where keys are given.
 
 *BatchNorm*: the function is pure, so it decides. To normalise by the batch, apply the model with
 `batch_norm=True` and drop the updated statistics; to stay on running statistics, close over them.
-Either way nothing hidden is carried from step to step.
+Either way nothing hidden is carried from step to step. To carry them, give a state: then the loss is
+`loss_fn(params, batch, state) -> (scalar, state)`, and a key comes after the state.
 
-*Dropout*: a loss with dropout takes a third argument, a key; the same key always gives the same numbers.
+*Dropout*: a loss with dropout takes a last argument, a key; the same key always gives the same numbers.
 """
 
-OuterLossFn = Callable[[PyTree, PyTree, chex.PRNGKey | None], tuple[jax.Array, Any]]
-"""`(params, query, key) -> (scalar, aux)`: the loss that a task's adapted parameters are judged by."""
+OuterLossFn = Callable[..., tuple[jax.Array, Any]]
+"""`(params, query, key) -> (scalar, aux)`: the loss that a task's adapted parameters are judged by.
+
+With a state of the loss `(params, query, key, state) -> (scalar, (aux, state))`.
+"""
 
 
 @flax.struct.dataclass
@@ -41,7 +44,7 @@ class LearnedRates:
 
     Attributes:
       params: the model's parameters.
-      rates: path of each parameter that adapts -> its rate or rates.
+      rates: path of each parameter that adapts -> its rate or rates; of Meta-Curvature, path and axis -> a matrix.
     """
 
     params: PyTree
@@ -54,11 +57,16 @@ class Algorithm(abc.ABC):
 
     Attributes:
       steps: inner steps.
-      learning_rate: of the inner steps; where rates are learned, their first value.
+      learning_rate: of the inner steps; where rates are learned, their first value. None where an optimiser has its own.
     """
 
     steps: int
-    learning_rate: float
+    learning_rate: float | None = None
+
+    @property
+    def memory_modes(self) -> tuple[str, ...]:
+        """Modes of :mod:`dsaml_jax.meta.memory` that make a difference here."""
+        return ()
 
     def init(self, params: PyTree) -> PyTree:
         """What is learned across tasks, at its first value: `params`, unless an algorithm learns more."""
@@ -75,9 +83,14 @@ class Algorithm(abc.ABC):
 
     @abc.abstractmethod
     def adapt(
-        self, loss_fn: LossFn, learned: PyTree, support: PyTree, key: chex.PRNGKey | None = None
+        self,
+        loss_fn: LossFn,
+        learned: PyTree,
+        support: PyTree,
+        key: chex.PRNGKey | None = None,
+        state: PyTree = None,
     ) -> PyTree:
-        """The model's parameters, adapted to one task (no task axis)."""
+        """The model's parameters, adapted to one task (no task axis); with a state of the loss `(parameters, state)`."""
 
     def task_loss(
         self,
@@ -88,6 +101,7 @@ class Algorithm(abc.ABC):
         query: PyTree,
         keys: tuple[chex.PRNGKey | None, chex.PRNGKey | None],
         step: jax.Array | None,
+        state: PyTree = None,
     ) -> tuple[jax.Array, Any]:
         """Loss of one task, and aux; its gradient by `learned` *is* the algorithm's meta-gradient.
 
@@ -98,15 +112,21 @@ class Algorithm(abc.ABC):
           support: what the task adapts to.
           query: what it is judged on.
           keys: for adapting and for judging.
-          step: of the meta-training, for what is annealed; None: after all annealing.
+          step: of the meta-training, for what is annealed.
+          state: of the loss; None: it has none. With one aux is `(aux, state)`.
         """
         del step
-        return outer(self.adapt(loss_fn, learned, support, keys[0]), query, keys[1])
+        if state is None:
+            return outer(self.adapt(loss_fn, learned, support, keys[0]), query, keys[1])
+        adapted, after = self.adapt(loss_fn, learned, support, keys[0], state)
+        loss, (aux, left) = outer(adapted, query, keys[1], self.last(after))
+        return loss, (aux, self.with_last(after, left))
 
+    def last(self, state: PyTree) -> PyTree:
+        """What the query is judged with, of the state after the inner steps."""
+        return state
 
-def parameter_names(params: PyTree) -> list[str]:
-    """Path of each leaf, in the order of the leaves: `predictor/out/bias`."""
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree.leaves_with_path(params)
-    ]
+    def with_last(self, state: PyTree, last: PyTree) -> PyTree:
+        """The state after the inner steps, with what the query left."""
+        del state
+        return last

@@ -17,6 +17,7 @@ class BOIL(GradientDescent):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_head(self.adapts, "boil")
 
     def adapting(self, name: str) -> bool:

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from dsaml_jax.errors import UsageError
-from dsaml_jax.meta.adapt import Adapting
 from dsaml_jax.meta.base import LearnedRates, LossFn, OuterLossFn, PyTree
 from dsaml_jax.meta.descent import GradientDescent
+from dsaml_jax.meta.parts import Adapting, wide
+from dsaml_jax.meta.unrolling import InnerState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,9 @@ class MAMLPlusPlus(GradientDescent):
     """MAML with learned rates, a loss after every step, and second order that comes later (section 4).
 
     What is learned is :class:`~dsaml_jax.meta.base.LearnedRates`: each parameter tensor that adapts has one rate for
-    each step. The paper's batch statistics per step are not part of it: the loss decides about BatchNorm.
+    each step. The paper's running statistics of BatchNorm for each step are a state of the loss with `state_per_step`; its
+    weights and biases of BatchNorm for each step are parameters with an axis of steps, which the loss indexes by a
+    `jnp.arange(steps)` in that state.
 
     Attributes:
       multi_step_until: meta-step until which the query is judged after *every* inner step. At first all count the
@@ -32,19 +35,22 @@ class MAMLPlusPlus(GradientDescent):
     first_order_until: int = 0
     order: int = dataclasses.field(default=2, init=False)
 
+    optimizer: None = dataclasses.field(default=None, init=False)
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1:
             raise UsageError("maml++ needs at least one inner step")
         if min(self.multi_step_until, self.first_order_until) < 0:
             raise UsageError("multi_step_until and first_order_until are 0 or more")
 
     def init(self, params: PyTree) -> LearnedRates:
-        """Parameters, and rates `[steps]` for each, all `learning_rate`."""
+        """Parameters, and rates `[steps]` for each, all `learning_rate`, in float32 at least."""
         parts = Adapting(params, self.adapting)
         return LearnedRates(
             params,
             {
-                name: jnp.full((self.steps,), self.learning_rate, leaf.dtype)
+                name: jnp.full((self.steps,), self.learning_rate or 0.0, wide(leaf.dtype))
                 for name, leaf in zip(parts.names, parts.chosen, strict=True)
             },
         )
@@ -53,20 +59,15 @@ class MAMLPlusPlus(GradientDescent):
         """See :meth:`Algorithm.params`."""
         return learned.params
 
-    def adapt(
-        self,
-        loss_fn: LossFn,
-        learned: LearnedRates,
-        support: PyTree,
-        key: chex.PRNGKey | None = None,
-    ) -> PyTree:
-        """See :meth:`Algorithm.adapt`."""
-        adapted, _ = self._descend(
-            loss_fn, learned.params, support, learned.rates, key, rates_per_step=True
-        )
-        return adapted
+    def rates(self, learned: LearnedRates) -> dict[str, jax.Array]:
+        """See :meth:`GradientDescent.rates`."""
+        return learned.rates
 
-    def step_weights(self, step: jax.Array) -> jax.Array:
+    def descend(self, *arguments: Any, **more: Any) -> tuple[InnerState, PyTree]:
+        """See :meth:`GradientDescent.descend`."""
+        return super().descend(*arguments, rates_per_step=True, **more)
+
+    def step_weights(self, step: chex.Numeric) -> jax.Array:
         """`[steps]`, adding up to 1: what the query's loss after each inner step counts at this meta-step."""
         early = jnp.clip(1.0 - step / max(self.multi_step_until, 1), 0.0, 1.0) / self.steps
         weights = jnp.full((self.steps,), early)
@@ -81,37 +82,54 @@ class MAMLPlusPlus(GradientDescent):
         query: PyTree,
         keys: tuple[chex.PRNGKey | None, chex.PRNGKey | None],
         step: jax.Array | None,
+        state: PyTree = None,
     ) -> tuple[jax.Array, Any]:
-        """See :meth:`Algorithm.task_loss`; aux is that of the last step."""
+        """See :meth:`Algorithm.task_loss`; aux and state are those of the last step.
 
-        def loss(learned: LearnedRates, *, order: int, every_step: bool) -> tuple[jax.Array, Any]:
-            visit = (lambda params: outer(params, query, keys[1])) if every_step else None
-            adapted, visited = self._descend(
-                loss_fn, learned.params, support, learned.rates, keys[0],
-                rates_per_step=True, order=order, visit=visit,
+        Raises:
+          UsageError: something is annealed, and no step says how far.
+        """
+        if step is None and (self.multi_step_until or self.first_order_until):
+            raise UsageError(
+                "maml++ with multi_step_until or first_order_until needs step=, the number of the meta-step"
+            )
+
+        now = 0 if step is None else step
+
+        def loss(learned: LearnedRates, *, order: int, every_step: bool) -> Any:
+            def visit(params: PyTree, *state: PyTree) -> Any:
+                return outer(params, query, keys[1], *state)
+
+            after, visited = self.descend(
+                loss_fn, learned, support, keys[0], state, order=order, visit=visit if every_step else None
             )  # fmt: skip
-            if visited is None:
-                return outer(adapted, query, keys[1])
-            losses, aux = visited
-            assert step is not None  # without it nothing is annealed, see `_until`
-            return losses @ self.step_weights(step), jax.tree.map(lambda x: x[-1], aux)
+            if every_step:
+                losses, seen = visited
+                last = jax.tree.map(lambda x: x[-1], seen)
+                # Of states for each step, what the query left after each.
+                last = (last[0], seen[1]) if self.state_per_step else last
+                return losses @ self.step_weights(now).astype(losses.dtype), last
+            if state is None:
+                return outer(after.params, query, keys[1])
+            value, (aux, left) = outer(after.params, query, keys[1], self.last(after.state))
+            return value, (aux, self.with_last(after.state, left))
 
-        def by_order(learned: LearnedRates, *, every_step: bool) -> tuple[jax.Array, Any]:
+        def by_order(learned: LearnedRates, *, every_step: bool) -> Any:
             return _until(
-                self.first_order_until, step, learned,
+                self.first_order_until, now, learned,
                 lambda learned: loss(learned, order=1, every_step=every_step),
                 lambda learned: loss(learned, order=2, every_step=every_step),
             )  # fmt: skip
 
         return _until(
-            self.multi_step_until, step, learned,
+            self.multi_step_until, now, learned,
             lambda learned: by_order(learned, every_step=True),
             lambda learned: by_order(learned, every_step=False),
         )  # fmt: skip
 
 
-def _until(last: int, step: jax.Array | None, learned: PyTree, before: Any, after: Any) -> Any:
+def _until(last: int, step: chex.Numeric, learned: PyTree, before: Any, after: Any) -> Any:
     """`before(learned)` as long as `step < last`, then `after(learned)`; only what can happen is compiled."""
-    if last == 0 or step is None:
+    if last == 0:
         return after(learned)
     return jax.lax.cond(step < last, before, after, learned)

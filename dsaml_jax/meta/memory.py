@@ -20,43 +20,61 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.extend.core as jex
 import jax.numpy as jnp
 
+from dsaml_jax.meta.parts import combine, partition
+
 PyTree = Any
-MemoryMode = Literal["plain", "remat", "mixed", "remat-sqrt", "mixed-sqrt"]
+MemoryMode = Literal["mixed", "remat", "mixed-sqrt", "remat-sqrt", "plain"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
-"""From the fastest to the most frugal, as measured; see `experiments/results/meta_memory.md`."""
+"""The fastest first, as measured (`experiments/results/meta_memory.md`); last the one that needs far more memory and was not
+measured to be faster."""
 
-InnerGradient = Callable[..., list[jax.Array]]
-"""`(known, chosen, key) -> gradient by chosen`, all lists of arrays."""
+StepLoss = Callable[..., tuple[jax.Array, PyTree]]
+"""`(known, chosen, extra) -> (scalar, state)`: the loss of a step and what it leaves behind."""
+
+InnerGradient = Callable[..., tuple[list[jax.Array], PyTree]]
+"""`(known, chosen, extra) -> (gradient by chosen, state)`: `known` and `chosen` are lists of arrays, the others any tree."""
 
 
-def inner_gradient(loss: Callable[..., jax.Array], memory: MemoryMode) -> InnerGradient:
-    """Gradient of `loss(known, chosen, key)` by `chosen`, prepared for being differentiated again.
+def inner_gradient(loss: StepLoss, memory: MemoryMode) -> InnerGradient:
+    """Gradient of `loss(known, chosen, extra)` by `chosen`, prepared for being differentiated again.
 
     In the mixed modes, the derivative of `g(known, chosen)` in the direction `v` backwards is taken forwards: the
-    cotangents of `chosen` and of `known` are both the change of *their own* gradient when `chosen` moves by `v`,
-    because second derivatives commute.
+    cotangents of `chosen` and of all that is known are both the change of *their own* gradient when `chosen` moves by `v`,
+    because second derivatives commute. Where the loss has a part that has no forward derivative (a `jax.custom_vjp` whose
+    forward pass calls itself), that step is differentiated in reverse, as `remat` does.
     """
-    gradient = jax.grad(loss, argnums=1)
+    gradient = jax.grad(loss, argnums=1, has_aux=True)
     if not memory.startswith("mixed"):
         return gradient
     mixed = jax.custom_vjp(gradient)
 
-    def forward(known: PyTree, chosen: PyTree, key: PyTree) -> tuple[PyTree, PyTree]:
-        return gradient(known, chosen, key), (known, chosen, key)
+    def forward(known: PyTree, chosen: PyTree, extra: PyTree) -> tuple[PyTree, PyTree]:
+        return gradient(known, chosen, extra), (known, chosen, extra)
 
-    def backward(saved: PyTree, cotangent: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        known, chosen, key = saved
-        continuous, rest = _split(known)
+    def backward(saved: PyTree, cotangents: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        known, chosen, extra = saved
+        by_chosen, by_state = cotangents
+        floats, rest = partition((known, extra))
+
+        def at(floats: PyTree, chosen: PyTree) -> tuple[jax.Array, PyTree]:
+            known, extra = combine(floats, rest)
+            return loss(known, chosen, extra)
 
         def both_gradients(chosen: PyTree) -> tuple[PyTree, PyTree]:
-            return jax.grad(lambda c, p: loss(_merge(c, rest), p, key), argnums=(0, 1))(
-                continuous, chosen
-            )
+            return jax.grad(lambda *x: at(*x)[0], argnums=(0, 1))(floats, chosen)
 
-        _, (by_known, by_chosen) = jax.jvp(both_gradients, (chosen,), (cotangent,))
-        return _merge(by_known, [None] * len(rest)), by_chosen, None
+        changes = _change(both_gradients, chosen, by_chosen)
+        if changes is None:
+            slope = jax.grad(lambda *x: at(*x)[0], argnums=1)
+            changes = jax.vjp(slope, floats, chosen)[1](by_chosen)
+        if jax.tree.leaves(by_state):
+            through_state = jax.vjp(lambda *x: at(*x)[1], floats, chosen)[1](by_state)
+            changes = jax.tree.map(jnp.add, changes, through_state)
+        (by_known, by_extra), by_chosen = changes
+        return by_known, by_chosen, by_extra
 
     mixed.defvjp(forward, backward)
     return mixed
@@ -100,14 +118,34 @@ def scan_steps(
     return carry, outputs
 
 
-def _split(values: list[jax.Array]) -> tuple[list[Any], list[Any]]:
-    """Those a derivative can be taken by, and the others, each with None in the other's places."""
-    continuous = [jnp.issubdtype(value.dtype, jnp.inexact) for value in values]
-    return (
-        [value if yes else None for value, yes in zip(values, continuous, strict=True)],
-        [None if yes else value for value, yes in zip(values, continuous, strict=True)],
-    )
+def _change(fn: Callable[[PyTree], PyTree], point: PyTree, direction: PyTree) -> PyTree | None:
+    """Forward derivative of `fn`; None where a part of it has none.
+
+    JAX says so at once, or writes down an operation that ends in an error when it is compiled or batched.
+    """
+
+    def change(point: PyTree, direction: PyTree) -> PyTree:
+        return jax.jvp(fn, (point,), (direction,))[1]
+
+    try:
+        closed, shape = jax.make_jaxpr(change, return_shape=True)(point, direction)
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            return None
+        raise
+    if _holds(closed.jaxpr, "custom_lin"):
+        return None
+    leaves = jex.jaxpr_as_fun(closed)(*jax.tree.leaves((point, direction)))
+    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
 
-def _merge(first: list[Any], second: list[Any]) -> list[Any]:
-    return [a if b is None else b for a, b in zip(first, second, strict=True)]
+def _holds(jaxpr: jex.Jaxpr, name: str) -> bool:
+    """Whether an operation is in a jaxpr, or in one within it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            return True
+        for value in jax.tree.leaves(tuple(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if isinstance(inner, jex.Jaxpr) and _holds(inner, name):
+                return True
+    return False

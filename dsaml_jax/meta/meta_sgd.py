@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import chex
+import jax
 import jax.numpy as jnp
 
-from dsaml_jax.meta.adapt import Adapting
-from dsaml_jax.meta.base import LearnedRates, LossFn, PyTree
+from dsaml_jax.meta.base import LearnedRates, PyTree
 from dsaml_jax.meta.descent import GradientDescent
+from dsaml_jax.meta.parts import Adapting, wide
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,15 @@ class MetaSGD(GradientDescent):
     `order=1` rates still get their gradient, through the last step's gradients taken as constants.
     """
 
+    optimizer: None = dataclasses.field(default=None, init=False)
+
     def init(self, params: PyTree) -> LearnedRates:
-        """Parameters, and rates that are all `learning_rate`."""
+        """Parameters, and rates that are all `learning_rate`, in float32 at least."""
         parts = Adapting(params, self.adapting)
         return LearnedRates(
             params,
             {
-                name: jnp.full_like(leaf, self.learning_rate)
+                name: jnp.full(leaf.shape, self.learning_rate or 0.0, wide(leaf.dtype))
                 for name, leaf in zip(parts.names, parts.chosen, strict=True)
             },
         )
@@ -35,13 +37,6 @@ class MetaSGD(GradientDescent):
         """See :meth:`Algorithm.params`."""
         return learned.params
 
-    def adapt(
-        self,
-        loss_fn: LossFn,
-        learned: LearnedRates,
-        support: PyTree,
-        key: chex.PRNGKey | None = None,
-    ) -> PyTree:
-        """See :meth:`Algorithm.adapt`."""
-        adapted, _ = self._descend(loss_fn, learned.params, support, learned.rates, key)
-        return adapted
+    def rates(self, learned: LearnedRates) -> dict[str, jax.Array]:
+        """See :meth:`GradientDescent.rates`."""
+        return learned.rates

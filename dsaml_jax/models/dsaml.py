@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dsaml_jax.base import ModelConfig, ModelOutput
 from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
-from dsaml_jax.models.layers import widened
+from dsaml_jax.models.layers import precisely, widened
 from dsaml_jax.models.levels import LevelHead, Standardizer, centred
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch
@@ -84,15 +84,8 @@ class DSAML(nn.Module):
         batch_norm: bool | None = None,
     ) -> jax.Array:
         """Front end: `[B, T, F, M]` to `[B, T, features]` (476 at 51 x 128)."""
-        batch, steps, frames, bands = log_mel.shape
-        if self.config.standardize:
-            log_mel = self.log_mel_input(log_mel)
-        features = self.spectrogram(
-            self._rounded(log_mel).reshape(batch * steps, frames, bands),
-            use_batch_statistics=train if batch_norm is None else batch_norm,
-            mask=None if present is None else present.reshape(-1),
-        )
-        return features.reshape(batch, steps, -1)
+        with precisely(self.config.precision):
+            return self._encode(log_mel, train, present, batch_norm)
 
     def predict(
         self,
@@ -103,6 +96,29 @@ class DSAML(nn.Module):
         present: jax.Array | None = None,
     ) -> ModelOutput:
         """Everything behind the front end: `[B, T, features]` to curves and attention."""
+        with precisely(self.config.precision):
+            return self._predict(features, global_embedding, train, present)
+
+    def _encode(
+        self, log_mel: jax.Array, train: bool, present: jax.Array | None, batch_norm: bool | None
+    ) -> jax.Array:
+        batch, steps, frames, bands = log_mel.shape
+        if self.config.standardize:
+            log_mel = self.log_mel_input(log_mel)
+        features = self.spectrogram(
+            self._rounded(log_mel).reshape(batch * steps, frames, bands),
+            use_batch_statistics=train if batch_norm is None else batch_norm,
+            mask=None if present is None else present.reshape(-1),
+        )
+        return features.reshape(batch, steps, -1)
+
+    def _predict(
+        self,
+        features: jax.Array,
+        global_embedding: jax.Array,
+        train: bool,
+        present: jax.Array | None,
+    ) -> ModelOutput:
         if self.config.standardize:
             global_embedding = self.embedding_input(global_embedding)
         fused = self.adapter(self._rounded(features), self._rounded(global_embedding))

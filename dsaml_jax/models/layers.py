@@ -6,6 +6,7 @@ are float32 and meet activations in :func:`product`; where else many numbers are
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dsaml_jax.base import PrecisionType
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -28,14 +31,21 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def product(subscripts: str, x: jax.Array, parameter: jax.Array) -> jax.Array:
+def product(
+    subscripts: str, x: jax.Array, parameter: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
     """`einsum(subscripts, x, parameter)` in float32, of factors in the dtype of `x`.
 
     The parameter is rounded here, at each use, so that its gradient is summed over its uses in float32. bfloat16
     factors give a bfloat16 product (whose sum hardware keeps in float32) for the sake of the backward pass: its
-    factors are then bfloat16 too.
+    factors are then bfloat16 too. `precision` is of float32 factors, and of the backward pass; None: as around the call.
     """
-    return widened(jnp.einsum(subscripts, x, parameter.astype(x.dtype)))
+    return widened(jnp.einsum(subscripts, x, parameter.astype(x.dtype), precision=precision))
+
+
+def precisely(precision: PrecisionType) -> contextlib.AbstractContextManager[None]:
+    """Products within have this precision; `default` leaves it to what is around."""
+    return contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision)  # fmt: skip
 
 
 def widened(x: jax.Array) -> jax.Array:
@@ -48,9 +58,11 @@ class Linear(nn.Module):
 
     Attributes:
       features: width of the output.
+      precision: of the product; None: as around the call.
     """
 
     features: int
+    precision: jax.lax.Precision | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,7 +70,7 @@ class Linear(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        summed = product("...i,io->...o", x, kernel) + bias.reshape(
+        summed = product("...i,io->...o", x, kernel, self.precision) + bias.reshape(
             (1,) * (x.ndim - 1) + bias.shape
         )
         return summed.astype(x.dtype)

@@ -92,5 +92,6 @@ class SequencePredictor(nn.Module):
         recurrent = BiLSTM(self.width // 4, name="bilstm")(x, present)
         hidden = Linear(self.width // 4, name="hidden")(recurrent)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-        # CCC and PCC read how a curve differs from its mean, which bfloat16 would round away.
-        return Linear(2, name="out")(widened(hidden))
+        # CCC and PCC read how a curve differs from its mean, which bfloat16 would round away, and so would the products that
+        # accelerators mean by float32.
+        return Linear(2, jax.lax.Precision.HIGHEST, name="out")(widened(hidden))

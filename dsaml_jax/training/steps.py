@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
@@ -17,6 +18,7 @@ from dsaml_jax.adaptation import inner_algorithm, query_loss, support_loss
 from dsaml_jax.base import PyTree
 from dsaml_jax.config import RunConfig, TrainingConfig
 from dsaml_jax.corpus import DeviceCorpus, TaskArrays, WindowArrays, gather_windows
+from dsaml_jax.training.fitting import first_that_fits, tasks_side_by_side
 
 Terms = dict[str, jax.Array]
 
@@ -113,12 +115,14 @@ def make_pdmer_step(
     dropout = model.config.draws
     algorithm = inner_algorithm(config.meta)
     by_batch = config.meta.batch_norm == "batch"
-    # On a CPU nothing is gained by computing tasks side by side, and each one's arrays leave the cache.
-    together = config.meta.tasks if jax.default_backend() != "cpu" else devices
-    together = config.meta.tasks_at_once or together
 
     def step(
-        corpus: DeviceCorpus, state: TrainState, tasks: TaskArrays, index: jax.Array, key: jax.Array
+        together: int,
+        corpus: DeviceCorpus,
+        state: TrainState,
+        tasks: TaskArrays,
+        index: jax.Array,
+        key: jax.Array,
     ) -> tuple[TrainState, Terms]:
         def gathering(loss: Callable[..., Any]) -> Callable[..., Any]:
             """The loss of windows by their indices, so that only the tasks at work are in memory."""
@@ -147,7 +151,15 @@ def make_pdmer_step(
         stats, terms = jax.tree.map(lambda x: x[0] + jnp.mean(x - x[:1], axis=0), (stats, terms))
         return _update(optimizer, state, gradient, stats, terms)
 
-    return _several(step, sharding)
+    def with_tasks_at_once(together: int) -> Step:
+        return _several(partial(step, together), sharding)
+
+    if config.meta.tasks_at_once:
+        return with_tasks_at_once(config.meta.tasks_at_once)
+    if jax.default_backend() == "cpu":
+        # Nothing is gained there by computing tasks side by side, and each one's arrays leave the cache.
+        return with_tasks_at_once(devices)
+    return first_that_fits(with_tasks_at_once, tasks_side_by_side(config.meta.tasks, devices))
 
 
 def _several(step: Callable[..., Any], sharding: jax.sharding.Sharding | None) -> Step:
