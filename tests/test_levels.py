@@ -24,7 +24,7 @@ from dsaml_jax.corpus import Fold, consensus_target, held_out, input_statistics,
 from dsaml_jax.losses import dsaml_loss
 from dsaml_jax.models.levels import FARTHEST
 from dsaml_jax.progress import Console
-from dsaml_jax.runs import load_model, read_metrics
+from dsaml_jax.runs import export_model, load_model, read_metrics
 from dsaml_jax.training import train
 from dsaml_jax.training.levels import PENALTIES, fit_levels, kernel_ridge
 from tests.conftest import SMALL_DMER, SMALL_MODEL
@@ -317,6 +317,17 @@ def test_nothing_is_held_out_of_a_model_to_pass_on(small_data, tmp_path, capsys)
     assert (tmp_path / "run" / "report.html").is_file()
     with pytest.raises(UsageError, match="no song|no test|has no"):
         evaluate(load_model(tmp_path / "run"), corpus)
+
+
+def test_a_model_that_knows_levels_can_be_passed_on(small_data, tmp_path):
+    """Numbers that have no axis keep none."""
+    settings = [*SMALL_DMER, *LEVELS, "training.steps=2", "training.validate_every=2"]
+    train(with_settings(preset("tiny"), settings), read_corpus(small_data[1]), tmp_path / "run")
+    loaded = load_model(tmp_path / "run")
+    export_model(loaded, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
+    assert again.variables["batch_stats"]["level"]["gamma"] > 0.0
 
 
 def test_adapting_by_the_preset_is_a_share_of_the_mean_error(data):

@@ -45,7 +45,12 @@ def draw_song_curve(curve: np.ndarray, title: str, band: Band | None = None) -> 
                 left.plot(time, curve[:, column], color=color, label=name)
                 if band is not None:
                     low, high = (bound[:, column] for bound in band)
-                    left.fill_between(time, low, high, color=color, alpha=0.12, linewidth=0)
+                    left.fill_between(time, low, high, color=color, alpha=0.05, linewidth=0)
+                    for bound in (
+                        low,
+                        high,
+                    ):  # two bands that lie on each other are told apart by their edges
+                        left.plot(time, bound, color=color, linewidth=0.8, linestyle=":")
         left.axhline(0.0, color="#9ca3af", linewidth=0.8)
         left.set(xlabel="time [s]", ylabel="from -1 to 1", ylim=(-1.05, 1.05), xlim=(0, time[-1]))
         left.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)

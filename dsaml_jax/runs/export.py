@@ -37,7 +37,7 @@ def export_model(loaded: LoadedModel, out: Path) -> int:
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
     flat = traverse_util.flatten_dict(dict(loaded.variables), sep=".")
-    arrays = {name: np.ascontiguousarray(value) for name, value in flat.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in flat.items()}
     metadata = {"format": "dsaml_jax", "step": str(loaded.step)}
     for name, value in info_values(loaded.info).items():
         metadata[name] = value if isinstance(value, str) else json.dumps(value)
