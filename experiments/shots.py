@@ -14,7 +14,7 @@ def experiment() -> Experiment:
 
     Claim: what a model knows of how listeners differ (from validation songs) gains at least 80 % of what the best share of the mean
       error would, if somebody knew it, and is never worse than not adapting, in the mean.
-    Command: `dsaml experiment shots --data DATA --standard --folds 5 --seeds 1 --out OUT --set training.steps=300 --set
+    Command: `dsaml experiment shots --data DATA --standard --folds 5 --seeds 1 --out OUT --set training.steps=200 --set
       training.validate_every=50` for DEAM, `--dataset synthetic` in place of the data for simulated listeners.
     Result: see `experiments/README.md`.
     """
