@@ -34,12 +34,15 @@ def add(register: Register) -> None:
                   "Done once; training never touches a sound file. Start it again to go on after an\n"
                   f"interruption, or when the corpus has grown: no sound is decoded twice.\n{LIMITS}", goes_on=True)  # fmt: skip
     prepare.add_argument("corpus", choices=tuple(READERS),
-                         help="deam, pmemo: your copy of it, see the README\n"
+                         help="deam, pmemo, vgmidi, merp: your copy of it, see data_prep/README.md\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
                               "  song_id, annotator_id, time [s], arousal, valence (or one of them; in [-1, 1])\n"
                               "synthetic: made here, in DEAM's layout")  # fmt: skip
     prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")  # fmt: skip
     prepare.add_argument("--out", type=Path, help="folder for prepared data")
+    prepare.add_argument("--soundfont", type=Path, metavar="FILE",
+                         help="vgmidi: what plays the MIDI files, kept in OUT/vgmidi/rendered (extra [midi], which brings a\n"
+                              "small one)")  # fmt: skip
     prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there")  # fmt: skip
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
@@ -160,6 +163,8 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
         raise UsageError(
             f"--flat is for corpora with single raters; {options.corpus} has their mean alone"
         )
+    if options.soundfont is not None and options.corpus != "vgmidi":
+        raise UsageError("--soundfont is for vgmidi, whose pieces are MIDI files")
     for option in ("time_unit", "scale", "max_gap"):
         if getattr(options, option) is not None and options.corpus != "folder":
             raise UsageError(
@@ -193,6 +198,24 @@ def _read_folder(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
     )
 
 
+def _read_vgmidi(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
+    from data_prep.midi import RENDERED, render_songs
+    from data_prep.vgmidi import read_vgmidi
+
+    if options.out is None:
+        raise UsageError("--out is needed: vgmidi's pieces are rendered into OUT/vgmidi/rendered")
+    corpus = read_vgmidi(options.root, flat=options.flat or "keep")
+    with console.counter("rendering", "song") as progress:
+        return render_songs(
+            corpus,
+            options.out / corpus.name / RENDERED,
+            soundfont=options.soundfont,
+            limit=options.songs,
+            workers=options.workers,
+            progress=progress,
+        )
+
+
 def _compose(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
     from data_prep.synthetic import read_synthetic, write_corpus
 
@@ -212,6 +235,7 @@ Reader = Callable[[argparse.Namespace, "Console"], "AnnotatedCorpus"]
 READERS: dict[str, Reader] = {
     "deam": _read_deam,
     "pmemo": _read_pmemo,
+    "vgmidi": _read_vgmidi,
     "folder": _read_folder,
     "synthetic": _compose,
 }
