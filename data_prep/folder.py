@@ -16,13 +16,13 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.audio import AUDIO_SUFFIXES, sound_files, without_suffix
-from data_prep.base import DIMENSIONS, AnnotatedCorpus, DataError, Drawn, Provenance
+from data_prep.base import DIMENSIONS, AnnotatedCorpus, DataError, Drawn, Provenance, Song
 from data_prep.convention import Convention
 from data_prep.curves import Flat, FlatRule
 from data_prep.reading import (
@@ -68,7 +68,7 @@ def read_folder(
       DataError: something is missing or malformed: where, on which line, and what.
     """
     require_folder(root)
-    name = corpus_name(root) if name is None else _checked_name(name)
+    name = corpus_name(root) if name is None else checked_name(name)
     if not (root / TABLE).is_file() or not (root / AUDIO).is_dir():
         raise DataError(
             f"{root}: needs a file {TABLE} with the columns {', '.join(COLUMNS)} and a folder {AUDIO} "
@@ -86,9 +86,37 @@ def read_folder(
         )
         if song:
             songs.append(song)
+    return own_corpus(root, name, root / TABLE, songs, drawn, convention, dropped, rule)
+
+
+def own_corpus(
+    root: Path,
+    name: str,
+    tables: Path,
+    songs: Sequence[Song],
+    drawn: Sequence[np.ndarray],
+    convention: Convention,
+    dropped: Mapping[str, int],
+    rule: FlatRule,
+) -> AnnotatedCorpus:
+    """A corpus of somebody's own study.
+
+    Args:
+      root: its folder.
+      name: of the corpus.
+      tables: where the annotations are, for the message.
+      songs: those with a label.
+      drawn: all `[n, 3]` traces.
+      convention: what their numbers meant.
+      dropped: what was left out, and why.
+      rule: what became of flat ones.
+
+    Raises:
+      DataError: no song has a label.
+    """
     if not songs:
         raise DataError(
-            f"{root / TABLE}: no song has an annotation that reaches a half second; points over "
+            f"{tables}: no song has an annotation that reaches a half second; points over "
             f"{convention.max_gap:g} s apart are not joined (--max-gap)"
         )
     provenance = Provenance(
@@ -108,7 +136,7 @@ def read_folder(
     )
 
 
-def _notes(drawn: list[np.ndarray], convention: Convention) -> Iterator[str]:
+def _notes(drawn: Sequence[np.ndarray], convention: Convention) -> Iterator[str]:
     empty = empty_cells(drawn)
     if empty:
         yield f"{empty} ratings are empty or nan: unlabelled"
@@ -126,7 +154,12 @@ def corpus_name(root: Path) -> str:
     return name[:MAX_NAME_LENGTH].rstrip("_")
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """A corpus's name that somebody gave.
+
+    Raises:
+      DataError: it cannot be one.
+    """
     if not _VALID_NAME.fullmatch(name) or name in RESERVED_NAMES or len(name) > MAX_NAME_LENGTH:
         raise DataError(
             f"{name!r} cannot be a corpus's name: up to {MAX_NAME_LENGTH} of a-z, 0-9 and _, a letter "
