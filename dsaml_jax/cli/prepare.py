@@ -37,6 +37,8 @@ def add(register: Register) -> None:
                          help="deam, pmemo, vgmidi, merp: your copy of it, see data_prep/README.md\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
                               "  song_id, annotator_id, time [s], arousal, valence (or one of them; in [-1, 1])\n"
+                              "wide: a study of one dimension: audio/ and ratings/SONG.csv with a column of times and one\n"
+                              "  for each rater\n"
                               "synthetic: made here, in DEAM's layout")  # fmt: skip
     prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")  # fmt: skip
     prepare.add_argument("--out", type=Path, help="folder for prepared data")
@@ -63,8 +65,11 @@ def add(register: Register) -> None:
     prepare.add_argument("--flat", choices=("keep", "drop"),
                          help="traces of single raters that hardly move: keep them (default), or drop them in the\n"
                               "dimension in which they are flat, as published")  # fmt: skip
-    add_convention(prepare, "folder")
-    prepare.add_argument("--name", help="folder: name of the corpus (default: that of the folder)")
+    add_convention(prepare, "folder, wide")
+    prepare.add_argument("--dimension", choices=("arousal", "valence"), help="wide: what the ratings are kept as (default: arousal)")  # fmt: skip
+    prepare.add_argument(
+        "--name", help="folder, wide: name of the corpus (default: that of the folder)"
+    )
     prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--workers", type=positive, help="processes (default: all cores)")
@@ -166,10 +171,13 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
     if options.soundfont is not None and options.corpus != "vgmidi":
         raise UsageError("--soundfont is for vgmidi, whose pieces are MIDI files")
     for option in ("time_unit", "scale", "max_gap"):
-        if getattr(options, option) is not None and options.corpus != "folder":
+        if getattr(options, option) is not None and options.corpus not in OWN_TABLES:
             raise UsageError(
-                f"--{option.replace('_', '-')} is for folder, a table of one's own; what {options.corpus} means is known"
+                f"--{option.replace('_', '-')} is for {' and '.join(OWN_TABLES)}, tables of one's own; what "
+                f"{options.corpus} means is known"
             )
+    if options.dimension is not None and options.corpus != "wide":
+        raise UsageError("--dimension is for wide, tables of one dimension")
     return READERS[options.corpus](options, console)
 
 
@@ -196,6 +204,24 @@ def _read_folder(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
         flat=options.flat or "keep",
         convention=convention_of(options),
     )
+
+
+def _read_wide(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.wide import read_wide
+
+    return read_wide(
+        options.root,
+        options.name,
+        dimension=options.dimension or "arousal",
+        flat=options.flat or "keep",
+        convention=convention_of(options),
+    )
+
+
+def _read_merp(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.merp import read_merp
+
+    return read_merp(options.root, flat=options.flat or "keep")
 
 
 def _read_vgmidi(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
@@ -236,13 +262,18 @@ READERS: dict[str, Reader] = {
     "deam": _read_deam,
     "pmemo": _read_pmemo,
     "vgmidi": _read_vgmidi,
+    "merp": _read_merp,
     "folder": _read_folder,
+    "wide": _read_wide,
     "synthetic": _compose,
 }
 """What reads each corpus; another one is added here, and to the help of `corpus` above."""
 
 EXCERPTS = ("deam", "pmemo")
 """Corpora whose sound may be excerpts."""
+
+OWN_TABLES = ("folder", "wide")
+"""Studies of one's own, whose numbers may mean something else."""
 
 MEANS_ONLY = ("pmemo",)
 """Corpora without ratings by single people."""
