@@ -15,7 +15,7 @@ from data_prep.base import DataError
 from data_prep.merp import TABLES, read_merp
 from data_prep.shards import read_corpus
 from dsaml_jax.cli import main
-from tests.test_readmes import write_sound
+from tests.sound_files import write_sound
 
 NAN = np.nan
 FILTERED, RAW = TABLES

@@ -14,7 +14,7 @@ from data_prep.shards import find_dataset, read_corpus
 from data_prep.wide import read_table, read_wide
 from dsaml_jax.cli import main
 from tests.deam_files import almost_csv
-from tests.test_readmes import write_sound
+from tests.sound_files import write_sound
 
 FUZZ = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
