@@ -12,28 +12,19 @@ Points up to a second apart (or as the convention says) are joined by lines, wid
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.audio import AUDIO_SUFFIXES, sound_files, without_suffix
-from data_prep.base import (
-    DIMENSIONS,
-    STEPS_PER_SECOND,
-    AnnotatedCorpus,
-    DataError,
-    Drawn,
-    Provenance,
-    Song,
-)
+from data_prep.base import DIMENSIONS, AnnotatedCorpus, DataError, Drawn, Provenance, Song
 from data_prep.convention import Convention
-from data_prep.curves import FLAT_REASON, Flat, FlatRule, mean_curve, on_grid
+from data_prep.curves import Flat, FlatRule
 from data_prep.reading import (
     any_number,
     csv_records,
@@ -44,21 +35,15 @@ from data_prep.reading import (
     require_folder,
     safe_id,
 )
+from data_prep.traces import Traces, song_of_traces
 
 TABLE = "annotations.csv"
 AUDIO = "audio"
 COLUMNS = ("song_id", "annotator_id", "time", *DIMENSIONS)
-RESERVED_NAMES = ("deam", "pmemo", "synthetic")
+RESERVED_NAMES = ("deam", "merp", "pmemo", "synthetic", "vgmidi")
 MAX_NAME_LENGTH = 40
 
 _VALID_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_UNLABELLED_RATING = (
-    "ratings reach no half second (points over {:g} s apart are not joined: --max-gap); left out"
-)
-_UNLABELLED_SONG = "songs have no rating that reaches a half second; left out"
-
-Traces = dict[str, np.ndarray]
-"""Annotator to `[n, 3]`: time in seconds (increasing), arousal, valence."""
 
 
 def read_folder(
@@ -83,7 +68,7 @@ def read_folder(
       DataError: something is missing or malformed: where, on which line, and what.
     """
     require_folder(root)
-    name = corpus_name(root) if name is None else _checked_name(name)
+    name = corpus_name(root) if name is None else checked_name(name)
     if not (root / TABLE).is_file() or not (root / AUDIO).is_dir():
         raise DataError(
             f"{root}: needs a file {TABLE} with the columns {', '.join(COLUMNS)} and a folder {AUDIO} "
@@ -96,14 +81,42 @@ def read_folder(
     annotations = _by_file(read_annotations(root / TABLE, convention), audio)
     drawn = [trace for of_song in annotations.values() for trace in of_song.values()]
     for song_id, traces in sorted(annotations.items(), key=lambda item: id_order(item[0])):
-        song = _song(song_id, audio.get(song_id), traces, dropped, rule, convention.max_gap)
-        if np.isfinite(song.arousal).any() or np.isfinite(song.valence).any():
+        song = song_of_traces(
+            song_id, audio.get(song_id), traces, rule, dropped, convention.max_gap
+        )
+        if song:
             songs.append(song)
-        else:
-            dropped[_UNLABELLED_SONG] += 1
+    return own_corpus(root, name, root / TABLE, songs, drawn, convention, dropped, rule)
+
+
+def own_corpus(
+    root: Path,
+    name: str,
+    tables: Path,
+    songs: Sequence[Song],
+    drawn: Sequence[np.ndarray],
+    convention: Convention,
+    dropped: Mapping[str, int],
+    rule: FlatRule,
+) -> AnnotatedCorpus:
+    """A corpus of somebody's own study.
+
+    Args:
+      root: its folder.
+      name: of the corpus.
+      tables: where the annotations are, for the message.
+      songs: those with a label.
+      drawn: all `[n, 3]` traces.
+      convention: what their numbers meant.
+      dropped: what was left out, and why.
+      rule: what became of flat ones.
+
+    Raises:
+      DataError: no song has a label.
+    """
     if not songs:
         raise DataError(
-            f"{root / TABLE}: no song has an annotation that reaches a half second; points over "
+            f"{tables}: no song has an annotation that reaches a half second; points over "
             f"{convention.max_gap:g} s apart are not joined (--max-gap)"
         )
     provenance = Provenance(
@@ -123,7 +136,7 @@ def read_folder(
     )
 
 
-def _notes(drawn: list[np.ndarray], convention: Convention) -> Iterator[str]:
+def _notes(drawn: Sequence[np.ndarray], convention: Convention) -> Iterator[str]:
     empty = empty_cells(drawn)
     if empty:
         yield f"{empty} ratings are empty or nan: unlabelled"
@@ -141,7 +154,12 @@ def corpus_name(root: Path) -> str:
     return name[:MAX_NAME_LENGTH].rstrip("_")
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """A corpus's name that somebody gave.
+
+    Raises:
+      DataError: it cannot be one.
+    """
     if not _VALID_NAME.fullmatch(name) or name in RESERVED_NAMES or len(name) > MAX_NAME_LENGTH:
         raise DataError(
             f"{name!r} cannot be a corpus's name: up to {MAX_NAME_LENGTH} of a-z, 0-9 and _, a letter "
@@ -204,40 +222,4 @@ def _parse(
         any_number("time", time),
         rated("arousal", arousal),
         rated("valence", valence),
-    )
-
-
-def _song(
-    song_id: str,
-    audio: Path | None,
-    traces: Traces,
-    dropped: Counter[str],
-    rule: FlatRule,
-    max_gap: float,
-) -> Song:
-    earliest = min(trace[0, 0] for trace in traces.values())
-    latest = max(trace[-1, 0] for trace in traces.values())
-    start = math.floor(earliest * STEPS_PER_SECOND) / STEPS_PER_SECOND
-    steps = math.floor((latest - start) * STEPS_PER_SECOND) + 1
-    curves = {who: on_grid(trace, steps, start, max_gap) for who, trace in sorted(traces.items())}
-    ratings = []
-    for annotator, curve in curves.items():
-        arousal, valence = curve.T
-        if not np.isfinite(curve).any():
-            dropped[_UNLABELLED_RATING.format(max_gap)] += 1
-            continue
-        rating = rule.rating(annotator, arousal, valence)
-        if rating:
-            ratings.append(rating)
-        else:
-            dropped[FLAT_REASON] += 1
-    everyone = np.stack(list(curves.values()))
-    return Song(
-        song_id=song_id,
-        audio=audio,
-        start=start,
-        arousal=mean_curve(everyone[..., 0]),
-        valence=mean_curve(everyone[..., 1]),
-        ratings=tuple(ratings),
-        raters=tuple(curves),
     )

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+import soundfile
 
 RATE = 44_100
 
@@ -106,3 +107,10 @@ def give_up_opus(folder, seconds=6.0):
     encode(folder / "short.webm", "libopus", music(seconds, 48_000), 48_000, codec_options=options)
     copy_sound(folder / "short.webm", folder / "short.opus", "ogg")
     return folder / "short.opus"
+
+
+def write_sound(path):
+    """Twenty seconds of noise, the same for every file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.RandomState(0).standard_normal(44_100 * 20)
+    soundfile.write(path, 0.1 * noise, 44_100)

@@ -127,6 +127,7 @@ def test_columns_in_any_order_and_others_ignored(tmp_path):
     [
         ("study", "study"), ("Köln, 2nd try!", "koln_2nd_try"), ("2024", "corpus_2024"),
         ("deam", "corpus_deam"), ("PMEmo", "corpus_pmemo"), ("synthetic", "corpus_synthetic"),
+        ("vgmidi", "corpus_vgmidi"), ("MERP", "corpus_merp"),
         ("音楽", "corpus"), ("_x__y_", "x_y"), ("x" * 99, "x" * 40), ("deam/../mine", "mine"),
     ],
 )  # fmt: skip
@@ -137,7 +138,7 @@ def test_a_corpus_is_named_after_its_folder(tmp_path, folder, name):
 def test_a_name_can_be_given(tmp_path):
     root = make_folder(tmp_path / "x", ramp("1", "ann", range(3)))
     assert read_folder(root, "my_study2").name == "my_study2"
-    for bad in ("deam", "My", "2x", "a-b", "", "a/b", "x" * 41):
+    for bad in ("deam", "vgmidi", "merp", "My", "2x", "a-b", "", "a/b", "x" * 41):
         with pytest.raises(DataError, match="cannot be a corpus's name"):
             read_folder(root, bad)
 

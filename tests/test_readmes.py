@@ -10,11 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 from data_prep.synthetic import write_corpus
 from dsaml_jax.cli import entry, main
+from tests.sound_files import write_sound
+from tests.test_merp import make_merp
 from tests.test_pmemo import make_pmemo
+from tests.test_wide import make_wide
+from tests.vgmidi_files import make_vgmidi, two_each
 
 ROOT = Path(__file__).parent.parent
 READMES = sorted(
@@ -115,26 +118,29 @@ TRIED_BY = {"demo": "test_cli.py", "studio": "test_studio.py", "experiment": "te
 """Commands that take minutes or do not end, and the tests that run them."""
 
 
-def write_sound(path):
-    """Twenty seconds of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.RandomState(0).standard_normal(44_100 * 20)
-    soundfile.write(path, 0.1 * noise, 44_100)
-
-
 def make_what_they_name(folder):
-    """DEAM, PMEmo, a study, songs, a person's annotations, and a trained model, all of them small."""
+    """DEAM, PMEmo, VGMIDI, MERP, two studies, songs, a person's annotations, and a trained model, all of them small."""
     write_corpus(folder / "DEAM", songs=24, annotators=12)
     songs = ("sunrise", "noon", "dusk", "night")
     lines = [f"{song},{15.5 + step / 2},0.5,{step / 60}" for song in range(4) for step in range(30)]
     make_pmemo(folder / "PMEmo", lines)
     for song in range(4):
         write_sound(folder / "PMEmo" / "chorus" / f"{song}.mp3")
+    make_vgmidi(folder / "vgmidi", two_each([f"Piece {i}" for i in range(10)], 60))
     times = np.arange(0, 20, 0.5)
+    rated = [
+        [song, who, (times / 40).tolist(), [0.1 * i] * 40]
+        for song in songs
+        for i, who in enumerate("abc")
+    ]
+    make_merp(folder / "MERP", rated)
+    wide = ["time,anna,ben", *(f"{t},{t / 40},{-t / 40}" for t in times)]
+    make_wide(folder / "TENSION", dict.fromkeys(songs, wide))
     rows = [f"{song},{who},{t},{np.sin(t + i) / 5:.3f},0.2" for song in songs
             for i, who in enumerate(("anna", "ben", "carol")) for t in times]  # fmt: skip
     for song in songs:
-        write_sound(folder / "STUDY" / "audio" / f"{song}.wav")
+        for study in ("STUDY", "MERP", "TENSION"):
+            write_sound(folder / study / "audio" / f"{song}.wav")
     header = "song_id,annotator_id,time,arousal,valence"
     (folder / "STUDY" / "annotations.csv").write_text("\n".join([header, *rows]))
     for song in ("song.mp3", "other.flac", "another.mp3", "FOLDER/deep/down.wav"):

@@ -123,11 +123,13 @@ def test_training_songs_under_other_names_are_no_test(small_data, small_run):
         corpus.split == "test", "train", np.where(corpus.split == "train", "test", corpus.split)
     )
     seen = other_names(corpus, swapped)
-    count = int((corpus.split == "train").sum())
-    with pytest.raises(
-        UsageError, match=f"has seen {count} of the {count} test songs.*--seen-songs"
-    ):
+    count, known = int((corpus.split == "train").sum()), int((corpus.split != "test").sum())
+    total = len(corpus.song_ids)
+    # All of another corpus is judged.
+    with pytest.raises(UsageError, match=f"has seen {known} of the {total} test songs.*--seen-songs"):  # fmt: skip
         evaluate(run, seen)
+    with pytest.raises(UsageError, match=f"has seen {count} of the {count} test songs"):
+        evaluate(run, seen, fold=OWN_SPLIT)
     assert require_unseen(
         info.data, info.seen, OWN_SPLIT, seen, OWN_SPLIT, "it", allow=True
     ) == Overlap(count, 0)

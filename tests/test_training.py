@@ -303,7 +303,7 @@ def test_another_configuration_in_the_same_folder_is_refused(corpus, small_run):
 @pytest.mark.slow
 def test_a_refused_run_leaves_the_folder_free(corpus, tmp_path):
     """Following the advice of the error must work in the same folder."""
-    with pytest.raises(UsageError, match="lower meta.min_songs"):
+    with pytest.raises(UsageError, match="--set meta.min_songs="):
         train(settings("meta.min_songs=99"), corpus, tmp_path / "run")
     train(settings("training.steps=2", "training.validate_every=2"), corpus, tmp_path / "run")
 

@@ -10,13 +10,16 @@ from dsaml_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from dsaml_jax.config import TrainingConfig
+    from dsaml_jax.corpus import Fold
 
 from dsaml_jax.cli.arguments import Register, add_folds, add_stream_above
 
 
 def add(register: Register) -> None:
     """Registers `dsaml evaluate` and its arguments."""
-    evaluate = register("evaluate", run, "Score a run on the test songs, beside simple baselines")  # fmt: skip
+    evaluate = register("evaluate", run, "Score a run on the test songs, beside simple baselines",
+                        "DATA may be of another corpus than the run's, with the same features: all of its songs and people\n"
+                        "are judged then, or those of --folds and --fold.")  # fmt: skip
     evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
     evaluate.add_argument("--protocol", choices=("clean", "reference"),
@@ -30,7 +33,7 @@ def add(register: Register) -> None:
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml evaluate`."""
     from data_prep.shards import read_corpus
-    from dsaml_jax.evaluation import evaluate, keep_evaluation, table
+    from dsaml_jax.evaluation import evaluate, is_of, keep_evaluation, levels_table, table
     from dsaml_jax.progress import Console
     from dsaml_jax.reporting import write_run_report
     from dsaml_jax.runs import load_model
@@ -38,13 +41,19 @@ def run(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     dmer = load_model(options.dmer) if options.dmer else None
     run = load_model(options.workdir)
-    _require_asked_fold(options, run.info.config.training)
+    corpus = read_corpus(options.data, stream_above_gb=options.stream_above)
+    fold = None
+    if is_of(run, corpus):
+        _require_asked_fold(options, run.info.config.training)
+    else:
+        fold = _fold_of_another_corpus(options)
     evaluation, _ = evaluate(
         run,
-        read_corpus(options.data, stream_above_gb=options.stream_above),
+        corpus,
         protocol=options.protocol,
         dmer=dmer,
         seen_songs=options.seen_songs,
+        fold=fold,
         console=console,
     )
     kept = keep_evaluation(evaluation, options.workdir)
@@ -54,9 +63,15 @@ def run(options: argparse.Namespace) -> None:
         f"embedding, {facts['rows_per_method']} curves of {facts['songs']} songs, {facts['held_out']}: "
         f"mean ± sd over {'people' if evaluation.task == 'pdmer' else 'songs'}"
     )
+    if facts["another_corpus"]:
+        console.say(
+            f"another corpus: trained on {facts['trained_on']}, judged on {facts['judged_on']}"
+        )
     if "adapting" in facts:
         console.say(facts["adapting"])
     console.say(table(evaluation))
+    if evaluation.levels:
+        console.say(levels_table(evaluation))
     console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
     write_run_report(options.workdir)
 
@@ -70,3 +85,17 @@ def _require_asked_fold(options: argparse.Namespace, training: TrainingConfig) -
                 f"--{name.replace('_', '-')} {asked}: the run was trained with {getattr(training, name)}; "
                 "who is held out is the run's to say"
             )
+
+
+def _fold_of_another_corpus(options: argparse.Namespace) -> Fold | None:
+    """The part that is asked for; None: all of it."""
+    from dsaml_jax.corpus import OWN_SPLIT, Fold
+
+    folds, song_folds, fold = options.folds, options.song_folds or 0, options.fold or 0
+    if folds is None or folds == 0:
+        if song_folds or fold:
+            raise UsageError("--fold and --song-folds need --folds, the number of folds")
+        return None if folds is None else OWN_SPLIT
+    if folds == 1:
+        raise UsageError("--folds 1 holds nothing out; without --folds all of the corpus is judged")
+    return Fold(folds, song_folds, fold)

@@ -34,12 +34,17 @@ def add(register: Register) -> None:
                   "Done once; training never touches a sound file. Start it again to go on after an\n"
                   f"interruption, or when the corpus has grown: no sound is decoded twice.\n{LIMITS}", goes_on=True)  # fmt: skip
     prepare.add_argument("corpus", choices=tuple(READERS),
-                         help="deam, pmemo: your copy of it, see the README\n"
+                         help="deam, pmemo, vgmidi, merp: your copy of it, see data_prep/README.md\n"
                               "folder: your own study: audio/ and annotations.csv with the columns\n"
                               "  song_id, annotator_id, time [s], arousal, valence (or one of them; in [-1, 1])\n"
+                              "wide: a study of one dimension: audio/ and ratings/SONG.csv with a column of times and one\n"
+                              "  for each rater\n"
                               "synthetic: made here, in DEAM's layout")  # fmt: skip
     prepare.add_argument("--root", type=Path, required=True, help="folder of the corpus (synthetic: where to make it)")  # fmt: skip
     prepare.add_argument("--out", type=Path, help="folder for prepared data")
+    prepare.add_argument("--soundfont", type=Path, metavar="FILE",
+                         help="vgmidi: what plays the MIDI files, kept in OUT/vgmidi/rendered (extra [midi], which brings a\n"
+                              "small one)")  # fmt: skip
     prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there")  # fmt: skip
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
@@ -60,8 +65,11 @@ def add(register: Register) -> None:
     prepare.add_argument("--flat", choices=("keep", "drop"),
                          help="traces of single raters that hardly move: keep them (default), or drop them in the\n"
                               "dimension in which they are flat, as published")  # fmt: skip
-    add_convention(prepare, "folder")
-    prepare.add_argument("--name", help="folder: name of the corpus (default: that of the folder)")
+    add_convention(prepare, "folder, wide")
+    prepare.add_argument("--dimension", choices=("arousal", "valence"), help="wide: what the ratings are kept as (default: arousal)")  # fmt: skip
+    prepare.add_argument(
+        "--name", help="folder, wide: name of the corpus (default: that of the folder)"
+    )
     prepare.add_argument("--annotators", type=int, default=100, help="synthetic: how many listeners (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--seed", type=int, default=0, help="synthetic: of the corpus (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--workers", type=positive, help="processes (default: all cores)")
@@ -160,11 +168,16 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
         raise UsageError(
             f"--flat is for corpora with single raters; {options.corpus} has their mean alone"
         )
+    if options.soundfont is not None and options.corpus != "vgmidi":
+        raise UsageError("--soundfont is for vgmidi, whose pieces are MIDI files")
     for option in ("time_unit", "scale", "max_gap"):
-        if getattr(options, option) is not None and options.corpus != "folder":
+        if getattr(options, option) is not None and options.corpus not in OWN_TABLES:
             raise UsageError(
-                f"--{option.replace('_', '-')} is for folder, a table of one's own; what {options.corpus} means is known"
+                f"--{option.replace('_', '-')} is for {' and '.join(OWN_TABLES)}, tables of one's own; what "
+                f"{options.corpus} means is known"
             )
+    if options.dimension is not None and options.corpus != "wide":
+        raise UsageError("--dimension is for wide, tables of one dimension")
     return READERS[options.corpus](options, console)
 
 
@@ -193,6 +206,42 @@ def _read_folder(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
     )
 
 
+def _read_wide(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.wide import read_wide
+
+    return read_wide(
+        options.root,
+        options.name,
+        dimension=options.dimension or "arousal",
+        flat=options.flat or "keep",
+        convention=convention_of(options),
+    )
+
+
+def _read_merp(options: argparse.Namespace, _: Console) -> AnnotatedCorpus:
+    from data_prep.merp import read_merp
+
+    return read_merp(options.root, flat=options.flat or "keep")
+
+
+def _read_vgmidi(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
+    from data_prep.midi import RENDERED, render_songs
+    from data_prep.vgmidi import read_vgmidi
+
+    if options.out is None:
+        raise UsageError("--out is needed: vgmidi's pieces are rendered into OUT/vgmidi/rendered")
+    corpus = read_vgmidi(options.root, flat=options.flat or "keep")
+    with console.counter("rendering", "song") as progress:
+        return render_songs(
+            corpus,
+            options.out / corpus.name / RENDERED,
+            soundfont=options.soundfont,
+            limit=options.songs,
+            workers=options.workers,
+            progress=progress,
+        )
+
+
 def _compose(options: argparse.Namespace, console: Console) -> AnnotatedCorpus:
     from data_prep.synthetic import read_synthetic, write_corpus
 
@@ -212,13 +261,19 @@ Reader = Callable[[argparse.Namespace, "Console"], "AnnotatedCorpus"]
 READERS: dict[str, Reader] = {
     "deam": _read_deam,
     "pmemo": _read_pmemo,
+    "vgmidi": _read_vgmidi,
+    "merp": _read_merp,
     "folder": _read_folder,
+    "wide": _read_wide,
     "synthetic": _compose,
 }
 """What reads each corpus; another one is added here, and to the help of `corpus` above."""
 
 EXCERPTS = ("deam", "pmemo")
 """Corpora whose sound may be excerpts."""
+
+OWN_TABLES = ("folder", "wide")
+"""Studies of one's own, whose numbers may mean something else."""
 
 MEANS_ONLY = ("pmemo",)
 """Corpora without ratings by single people."""

@@ -9,6 +9,7 @@ from dsaml_jax.corpus.batches import Drawn, TaskArrays, WindowArrays, batches, d
 from dsaml_jax.corpus.device import DeviceCorpus, gather_windows, to_device
 from dsaml_jax.corpus.folds import (
     OWN_SPLIT,
+    WHOLE,
     Fold,
     Part,
     consensus_target,
@@ -34,6 +35,7 @@ from dsaml_jax.corpus.windows import labelled_windows, windows_to_draw
 
 __all__ = [
     "OWN_SPLIT",
+    "WHOLE",
     "DeviceCorpus",
     "Drawn",
     "Fold",

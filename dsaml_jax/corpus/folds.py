@@ -39,12 +39,14 @@ class Fold:
         f modulo this number.
       fold: f: which part is the test.
       everyone: as published: songs alone are held out, everybody may be trained on.
+      whole: all songs and all people are the test, as they are for a model of another corpus.
     """
 
     folds: int = 0
     song_folds: int = 0
     fold: int = 0
     everyone: bool = False
+    whole: bool = False
 
     @property
     def holds_out(self) -> bool:
@@ -52,6 +54,8 @@ class Fold:
         return self.folds != 1
 
     def __str__(self) -> str:
+        if self.whole:
+            return "everything, the model is of another corpus"
         if not self.folds:
             return "the corpus's own split" + (" of songs, nobody held out" * self.everyone)
         if not self.holds_out:
@@ -65,6 +69,7 @@ class Fold:
 
 
 OWN_SPLIT = Fold()
+WHOLE = Fold(whole=True)
 
 
 def fold_of(config: TrainingConfig) -> Fold:
@@ -139,11 +144,12 @@ def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
 def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     """The part of every song `[N]` and of every annotator `[A]`."""
     validation, test = ANNOTATOR_SHARES
+    if fold.whole or not fold.holds_out:
+        only = "test" if fold.whole else "train"
+        return np.full(len(corpus.song_ids), only), np.full(len(corpus.annotator_ids), only)
     if not fold.folds:
         people = deal(corpus.annotator_ids, validation=validation, test=test)
         return corpus.split, np.array([people[x] for x in corpus.annotator_ids], dtype="<U10")
-    if not fold.holds_out:
-        return np.full(len(corpus.song_ids), "train"), np.full(len(corpus.annotator_ids), "train")
     song_folds = fold.song_folds or fold.folds
     if not 0 <= fold.fold < fold.folds:
         raise UsageError(

@@ -98,9 +98,9 @@ def make_pool(
     enough = counts >= min_songs
     if not enough.any():
         most = int(counts.max()) if len(counts) else 0
+        fewer = f"--set meta.min_songs={most} takes those who have, or " if most > 1 else ""
         raise UsageError(
-            f"no annotator has {min_songs} songs here (the most is {most}); "
-            f"lower meta.min_songs or prepare more songs"
+            f"no annotator has {min_songs} songs here (the most is {most}); {fewer}prepare more songs"
         )
     kept, kept_counts = people[enough], counts[enough]
     table = np.full((len(kept), kept_counts.max()), -1, np.int32)

@@ -13,7 +13,7 @@ from data_prep.base import csv_text, plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax import meta
 from dsaml_jax.config import MetaConfig, with_settings
-from dsaml_jax.corpus import Fold, Overlap, fold_of, identity, require_unseen
+from dsaml_jax.corpus import WHOLE, Fold, Overlap, fold_of, identity, require_unseen
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.choosing import (
     FINE_TUNING,
@@ -33,7 +33,14 @@ from dsaml_jax.evaluation.methods import (
     with_offset,
     with_prior,
 )
-from dsaml_jax.evaluation.scores import METRICS, Unit, dimensions_of, score_curves, unit_means
+from dsaml_jax.evaluation.scores import (
+    METRICS,
+    Unit,
+    dimensions_of,
+    level_agreement,
+    score_curves,
+    unit_means,
+)
 from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import LoadedModel
@@ -51,6 +58,8 @@ class Evaluation:
       summary: method -> column -> `{"mean", "sd"}` over annotators, each by the mean of their songs, so that nobody
         counts for having more of them; of DMER over songs. The standard deviation is the sample's (n - 1).
       facts: what was evaluated on what.
+      levels: of DMER: method -> dimension -> `{"correlation", "r2"}` of songs' levels, see
+        :func:`dsaml_jax.evaluation.level_agreement`.
     """
 
     protocol: str
@@ -58,12 +67,14 @@ class Evaluation:
     rows: list[dict[str, Any]]
     summary: dict[str, dict[str, dict[str, float]]]
     facts: dict[str, Any]
+    levels: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Of the folder that it is kept in: by what protocol, which checkpoint, on what, beside what."""
         parts = [self.protocol, f"step{self.facts['checkpoint_step']}", self.facts["judged_on"]]
         parts += ["with-dmer"] if any(method.startswith("DMER") for method in self.summary) and self.task == "pdmer" else []  # fmt: skip
+        parts += [self.facts["part"]] if self.facts.get("part") else []
         return "-".join(parts).replace("/", "-")
 
     def tidy(self) -> list[dict[str, Any]]:
@@ -131,9 +142,13 @@ def evaluate(
     protocol: Protocol | None = None,
     dmer: LoadedModel | None = None,
     seen_songs: bool = False,
+    fold: Fold | None = None,
     console: Console | None = None,
 ) -> tuple[Evaluation, ListenerCurves | None]:
     """Evaluates a run on the test part, with every baseline that needs no further training.
+
+    On another corpus than that of its training all songs and people are unseen, and all of them are judged. The
+    constant is then the mean of the labels that are judged, so that no constant is better.
 
     Args:
       run: the model, by the best checkpoint on validation.
@@ -141,6 +156,7 @@ def evaluate(
       protocol: see :mod:`dsaml_jax.evaluation`; None: that of the training. DMER has only one.
       dmer: a DMER run, for the baselines that start from it.
       seen_songs: judge also by songs and people that a model was trained on; the result says how many.
+      fold: which part of another corpus is the test, where not all of it is. On a run's own corpus it is the run's.
       console: where progress goes.
 
     Returns:
@@ -150,11 +166,12 @@ def evaluate(
       UsageError: no test songs or annotators, or features that do not fit.
     """
     console = console or Console(quiet=True)
-    fold = fold_of(run.info.config.training)
+    fold = _fold_to_judge(run, corpus, fold)
     if dmer is not None and dmer.info.data == run.info.data:
         its = fold_of(dmer.info.config.training)
-        if fold != its:
-            raise UsageError(f"the run is of {fold}, the DMER run of {its}; take one of the same")
+        own = fold_of(run.info.config.training)
+        if own != its:
+            raise UsageError(f"the run is of {own}, the DMER run of {its}; take one of the same")
     seen: dict[str, Any] = {}
     for name, model in (("model", run), ("DMER model", dmer)):
         if model is not None:
@@ -174,11 +191,27 @@ def evaluate(
         }
         facts = {"songs": len(trial.songs), "seen_in_training": seen, "checkpoint_step": run.step}
         return _tabulate(run, "clean", trial, predicted, facts), None
-    if protocol == "clean" and trained == "reference":
+    if protocol == "clean" and trained == "reference" and is_of(run, corpus):
         raise UsageError(
             "the run was trained as published, with nobody held out: --protocol clean has no unseen people"
         )
-    return _evaluate_pdmer(run, corpus, protocol, dmer, seen, console)
+    return _evaluate_pdmer(run, corpus, protocol, dmer, seen, fold, console)
+
+
+def is_of(run: LoadedModel, corpus: Corpus) -> bool:
+    """Whether a run was trained on a corpus of this name, in whatever state."""
+    return run.info.data.split("/")[0] == corpus.name
+
+
+def _fold_to_judge(run: LoadedModel, corpus: Corpus, asked: Fold | None) -> Fold:
+    own = fold_of(run.info.config.training)
+    if is_of(run, corpus):
+        if asked not in (None, own):
+            raise UsageError(
+                f"the run is of {own}: who is held out of its corpus is the run's to say"
+            )
+        return own
+    return WHOLE if asked is None else asked
 
 
 def require_fitting_data(
@@ -200,10 +233,10 @@ def _evaluate_pdmer(
     protocol: Protocol,
     dmer: LoadedModel | None,
     seen: dict[str, Any],
+    fold: Fold,
     console: Console,
 ) -> tuple[Evaluation, ListenerCurves]:
     config = run.info.config.meta
-    fold = fold_of(run.info.config.training)
     asked: dict[str, Any] = {"protocol": protocol, "shots": config.support_songs, "fold": fold}
     trial = listener_trial(corpus, "test", **asked)
     for line in trial.judging.lines():
@@ -317,17 +350,31 @@ def _tabulate(
             | {name: x for name, x in zip(columns, row, strict=True) if np.isfinite(x)}
             for label, row in zip(labels, values, strict=True)
         ]
-    features = trial.corpus.features
+    features, fold = trial.corpus.features, trial.judging.fold
     facts = {
         "trained_on": run.info.data,
         "judged_on": identity(trial.corpus),
         "corpus": trial.corpus.name,
-        "held_out": str(trial.judging.fold),
+        "another_corpus": not is_of(run, trial.corpus),
+        "held_out": str(fold),
+        "part": "" if fold.whole or is_of(run, trial.corpus) else _short(fold),
         "features": features.name,
         "embedding": features.embedding,
         "rows_per_method": len(labels),
     } | facts
-    return Evaluation(protocol, run.info.config.training.task, rows, summary, facts)
+    task, levels = run.info.config.training.task, {}
+    if task == "dmer":
+        levels = {
+            method: level_agreement(curves, trial.truth, trial.constant)
+            for method, curves in predicted.items()
+        }
+    return Evaluation(protocol, task, rows, summary, facts, levels)
+
+
+def _short(fold: Fold) -> str:
+    """A part of a corpus, for the name of a folder."""
+    songs = f"s{fold.song_folds}" if fold.song_folds else ""
+    return f"fold{fold.fold}of{fold.folds}{songs}" if fold.folds else "own-split"
 
 
 def _over_units(units: list[Unit], values: np.ndarray) -> dict[str, float]:
@@ -386,6 +433,20 @@ def table(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def levels_table(evaluation: Evaluation) -> str:
+    """Correlation and R² of songs' levels as an aligned table; empty where they were not asked for."""
+    there = next(iter(evaluation.levels.values()), {})
+    width = max(map(len, evaluation.levels), default=0) + 2
+    titles = [f"{d[0].upper()} {what}" for d in there for what in ("level r", "level R²")]
+    lines = ["".ljust(width) + "".join(title.rjust(15) for title in titles)]
+    for method, dimensions in evaluation.levels.items():
+        cells = [
+            f"{one[what]:.3f}" for one in dimensions.values() for what in ("correlation", "r2")
+        ]
+        lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
+    return "\n".join(lines) if there else ""
+
+
 KEPT = "evaluations"
 """Folder in that of a run: every evaluation of it, by protocol and corpus."""
 
@@ -424,5 +485,6 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
             "task": evaluation.task,
             "facts": evaluation.facts,
             "summary": evaluation.summary,
+            "levels": evaluation.levels,
         }
         temporary.write_text(json.dumps(values, indent=1) + "\n")

@@ -81,6 +81,41 @@ def level_errors(predicted: np.ndarray, truth: np.ndarray) -> Scores:
     return {name: errors[:, i].astype(np.float64) for i, name in enumerate(LEVELS) if np.isfinite(errors[:, i]).any()}  # fmt: skip
 
 
+def level_agreement(
+    predicted: np.ndarray, truth: np.ndarray, constant: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """How well the levels of songs, the means of their labelled steps, are predicted.
+
+    Args:
+      predicted: `[songs, n, 2]`, clipped as in :func:`score_curves`.
+      truth: `[songs, n, 2]`, NaN where unlabelled.
+      constant: `[2]` what somebody says who has heard nothing.
+
+    Returns:
+      of each labelled dimension `correlation` (Pearson's, 0 where the prediction is constant), and `r2`: 1 minus the
+      squared error over that of the constant.
+    """
+    here = np.where(np.isfinite(truth), np.clip(predicted, -1.0, 1.0), np.nan)
+    guess, level = (labelled_mean(x.astype(np.float64), axis=-2) for x in (here, truth))
+    agreement = {}
+    for i, dimension in enumerate(DIMENSIONS):
+        known = np.isfinite(level[:, i])
+        if not known.any():
+            continue
+        p, t = guess[known, i], level[known, i]
+        spread = np.std(p) * np.std(t)
+        constant_error = float(np.mean((constant[i] - t) ** 2))
+        agreement[dimension] = {
+            "correlation": float(np.mean((p - p.mean()) * (t - t.mean())) / spread) if spread > _STILL else 0.0,
+            "r2": 1.0 - float(np.mean((p - t) ** 2)) / constant_error if constant_error else 0.0,
+        }  # fmt: skip
+    return agreement
+
+
+_STILL = 1e-9
+"""Product of two standard deviations below which one of them is that of a constant; rounding leaves 1e-17."""
+
+
 def unit_means(units: Sequence[Unit], values: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Mean of the values of each unit, those of the same song averaged first.
 

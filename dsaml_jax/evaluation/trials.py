@@ -91,7 +91,7 @@ class Trial:
       device: its features on the device.
       song: `[...]` which song, 0 where padded.
       truth: `[..., n, 2]`, NaN beyond the song, where nothing was drawn, and where padded.
-      constant: `[2]` mean of the labels of training.
+      constant: `[2]` mean of the labels of training; where the model is of another corpus, of the labels here.
       shape: static sizes that hold every song here: steps, windows.
       judging: what is judged, in numbers.
       tasks: of PDMER; else None.
@@ -209,13 +209,14 @@ def agreed_trial(
     judging = agreed_judging(corpus, part, fold=fold)
     target = corpus.mean if part == "test" else consensus_target(corpus, parts[part])
     shape = _padded_shape(corpus, songs)
-    training = np.isin(_rows(corpus.song_steps), parts["train"].songs)
+    known = parts["test" if fold.whole else "train"]
+    training = np.isin(_rows(corpus.song_steps), known.songs)
     return Trial(
         corpus=corpus,
         device=device or to_device(corpus, corpus.mean, songs),
         song=songs.astype(np.int32),
         truth=_targets(corpus, corpus.song_start[songs], songs, target, shape[0]),
-        constant=labelled_mean(consensus_target(corpus, parts["train"])[training]),
+        constant=labelled_mean(consensus_target(corpus, known)[training]),
         shape=shape,
         judging=judging,
     )
@@ -267,7 +268,8 @@ def listener_trial(
     parts = held_out(corpus, fold)
     used = np.union1d(tasks.query_song, tasks.support_song)
     shape = _padded_shape(corpus, used)
-    training = np.isin(_rows(corpus.song_steps[corpus.rating_song]), parts["train"].ratings)
+    known = parts["test" if fold.whole else "train"]
+    training = np.isin(_rows(corpus.song_steps[corpus.rating_song]), known.ratings)
     trial = Trial(
         corpus=corpus,
         device=device or to_device(corpus, corpus.mean, used),
@@ -401,7 +403,7 @@ def _require_songs(songs: np.ndarray, part: str) -> None:
     if not len(songs):
         raise UsageError(
             f"the corpus has no {part} songs; prepare more songs (at least 3), or, where a run held "
-            "nothing out (training.folds=1), name other --folds"
+            "nothing out (training.folds=1), judge it on another corpus"
         )
 
 

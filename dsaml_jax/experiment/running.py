@@ -98,7 +98,7 @@ class Runner:
         ):
             raise UsageError(
                 f"{corpus.name} has mean curves only; {name} needs annotations by each rater "
-                "(deam, synthetic, or a folder of your own)"
+                "(deam, vgmidi, merp, synthetic, or a folder of your own)"
             )
 
     def judging(self) -> list[str]:
