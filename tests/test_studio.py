@@ -299,6 +299,39 @@ def test_annotating_adapting_and_looking(person, studio):
     assert "personalised" in own.info.note
 
 
+def test_what_it_knows_about_you_grows_with_songs(person, studio):
+    """In numbers (the band) and in words; of the songs that were drawn there is an overlay."""
+    _, study = studio
+    other = song_named(study, "four").number
+    assert person.state()["about"] is None
+    widths = [_band_width(person, other)]
+    for count, name in enumerate(("one", "two", "three"), 1):
+        song = song_named(study, name).number
+        person.annotate(song, 0.8, -0.6)
+        person.adapt(song)
+        about = person.state()["about"]
+        assert about["songs"] == count and f"your {count} song" in about["words"][1]
+        widths.append(_band_width(person, other))
+        drawn = person.get(f"/songs/{song}/curves").json()["drawn"]
+        assert sum(row != [None, None] for row in drawn) > 80
+    assert person.get(f"/songs/{other}/curves").json()["drawn"] is None
+    assert about["words"][0].startswith("You hear this music")
+    known = study.modelling._loaded.listeners
+    for dimension, spread in enumerate((known.arousal, known.valence)):
+        expected = [np.subtract(*spread.band(songs)[::-1]) for songs in range(4)]
+        np.testing.assert_allclose(
+            [width[dimension] for width in widths], expected, atol=2e-4
+        )  # four decimals, twice
+
+
+def _band_width(person, song):
+    """Of both dimensions, where the scale does not cut the band off."""
+    low, high = np.array(person.get(f"/songs/{song}/curves").json()["band"])
+    inside = (low > -1.0) & (high < 1.0)
+    assert inside.any(axis=0).all()
+    return [np.median((high - low)[inside[:, k], k]) for k in range(2)]
+
+
 def test_one_dimension_at_a_time(person, studio):
     song = song_named(studio[1], "three")
     assert "arousal or valence" in person.post(f"/songs/{song.number}/adapt").json()["error"]

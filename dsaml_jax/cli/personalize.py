@@ -45,7 +45,13 @@ def add(register: Register) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml personalize`."""
-    from dsaml_jax.listener import annotated_song, personalize, save_personalized
+    from dsaml_jax.listener import (
+        annotated_song,
+        how_sure,
+        how_you_hear,
+        personalize,
+        save_personalized,
+    )
     from dsaml_jax.progress import Console
     from dsaml_jax.runs import at_strength, load_model, require_free
 
@@ -81,6 +87,9 @@ def run(options: argparse.Namespace) -> None:
         if math.isfinite(before):
             what = "your song" if len(songs) == 1 else f"your {len(songs)} songs"
             console.say(f"{name}: RMSE on {what} {before:.3f} before, {after:.3f} after")
+    if result.person is not None and loaded.listeners is not None:
+        about = how_you_hear(loaded.listeners, result.person), how_sure(loaded.listeners, result.person)  # fmt: skip
+        console.say(" ".join(filter(None, about)))
     empty = sum(song.empty_cells for song in songs)
     if empty:
         console.say(f"{empty} cells are empty or nan, and were not adapted to")

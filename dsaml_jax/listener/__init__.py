@@ -1,7 +1,7 @@
 """Curves of whole songs, and one person's own model of them.
 
 `curves` blends the windows of a song into one curve, `predicting` makes one of a sound file; `annotations` reads what a
-person drew, and `personal` makes a model of them.
+person drew, `personal` makes a model of them, and `telling` says what it knows.
 """
 
 from dsaml_jax.listener.annotations import annotated_in, read_annotations
@@ -26,6 +26,7 @@ from dsaml_jax.listener.predicting import (
     predict_file,
     write_curve,
 )
+from dsaml_jax.listener.telling import how_sure, how_you_hear
 
 __all__ = [
     "Adapting",
@@ -38,6 +39,8 @@ __all__ = [
     "band_of",
     "curve_table",
     "default_adapting",
+    "how_sure",
+    "how_you_hear",
     "personalize",
     "predict_features",
     "predict_file",

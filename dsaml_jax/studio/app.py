@@ -344,6 +344,8 @@ class _Pages:
             "SELECT 1 FROM take WHERE participant = ? AND practice AND finished IS NOT NULL", who.id
         )
         trials = self._store.trials(who)
+        hidden = self._hidden(who)
+        ready = self._store.adaptations(who)
         latest = self._store.row(
             "SELECT * FROM adaptation WHERE participant = ? ORDER BY id DESC", who.id
         )
@@ -359,7 +361,9 @@ class _Pages:
             "learned": self._modelling.learned,
             "practised": practised is not None,
             "adaptation": adaptation,
-            "hidden": self._hidden(who),
+            # In a blind study it would say which curve is theirs.
+            "about": self._modelling.about(ready[-1]["id"]) if ready and not hidden else None,
+            "hidden": hidden,
             "rated": sum(trial["rated"] is not None for trial in trials),
             "to_rate": len(trials) or min(self._study.ratings, len(self._ratable(who))),
         }

@@ -28,6 +28,8 @@ from dsaml_jax.listener import (
     Variables,
     band_of,
     default_adapting,
+    how_sure,
+    how_you_hear,
     personalize,
     predict_features,
     require_enough,
@@ -149,6 +151,14 @@ class Modelling:
             loaded = dataclasses.replace(self._loaded, person=self._person_of(int(which)))
         bounds = None if curve is None else band_of(loaded, curve)
         return None if bounds is None else [curve_rows(bound) for bound in bounds]
+
+    def about(self, number: int) -> dict[str, Any]:
+        """What an adaptation knows of its person: `songs`, how many, 0 where it does not say; and `words`, sentences."""
+        person, listeners = self._person_of(number), self._loaded.listeners
+        if person is None or listeners is None:
+            return {"songs": 0, "words": []}
+        words = how_you_hear(listeners, person), how_sure(listeners, person)
+        return {"songs": len(person.songs), "words": [x for x in words if x]}
 
     def labels(self, who: Participant, song: StudioSong) -> np.ndarray | None:
         """`[n, 2]` what a participant drew for a song, NaN where nothing; None: nothing at all.

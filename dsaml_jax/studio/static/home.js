@@ -1,6 +1,6 @@
 // The list of songs, and the state of one's model.
 
-import { answer, base, clock, element, get, post, wait } from "./api.js";
+import { answer, base, clock, element, get, post, showWords, wait } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const canLook = document.querySelector('#step-rate a[href$="/curves"]') !== null;
@@ -38,20 +38,21 @@ function songRow(song, adaptation, learned) {
   return row;
 }
 
-function showAdaptation(adaptation, songs) {
+function showAdaptation(adaptation, about) {
   $("adaptation").hidden = adaptation === null;
   if (adaptation === null) return;
-  const name = songs.find(({ number }) => number === adaptation.song)?.name ?? "a song";
   const bar = $("adaptation-bar");
   bar.hidden = adaptation.finished || adaptation.error !== "";
   if (adaptation.ready) { bar.max = adaptation.of || 1; bar.value = adaptation.done; } else bar.removeAttribute("value");
   let text = adaptation.error || `${adaptation.stage} …`;
   if (adaptation.ready && !adaptation.error) {
     const error = (x) => x.toFixed(2);
-    text = `Adapted to what you drew for ${name}: its error on that song was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
+    const songs = about?.songs ? `the ${about.songs === 1 ? "song" : `${about.songs} songs`} that you drew` : "what you drew";
+    text = `Adapted to ${songs}: the error there was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
     if (!adaptation.finished) text += ` Curves of other songs: ${adaptation.done} of ${adaptation.of}.`;
   }
   if ($("adaptation-text").textContent !== text) $("adaptation-text").textContent = text;
+  showWords($("adaptation-words"), about);
   const next = $("adaptation-next");
   next.hidden = !adaptation.ready;
   next.href = `${base}/${canLook ? "curves" : "rate"}`;
@@ -90,7 +91,7 @@ async function refresh() {
       const { songs, adaptation, learned, practised } = state;
       $("how").hidden = learned.length === 1;
       showSongs(songs, adaptation, learned);
-      showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
+      showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, state.about);
       const annotated = songs.some(({ drawn }) => learned.every((dimension) => drawn.includes(dimension)));
       const done = {
         "step-practice": practised,
