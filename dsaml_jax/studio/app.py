@@ -211,7 +211,10 @@ class _Pages:
             return await self._let_in(request, key)
         if not self._session.holds(request):
             return _page("login.html", failed=False)
-        return _page("owner.html", blind=self._study.blind, refused=self._library.refused, songs=list(self._library))  # fmt: skip
+        return _page(
+            "owner.html", blind=self._study.blind, refused=self._library.refused, songs=list(self._library),
+            needed=ratings.needed_in_words(self._study.ratings),
+        )  # fmt: skip
 
     async def login(self, request: Request) -> Response:
         """Takes the password from the form."""
@@ -466,7 +469,12 @@ class _Pages:
         if not adaptations:
             raise HTTPException(409, "Annotate a song and adapt first.")
         if not self._store.trials(who):
-            planned = ratings.plan(self._ratable(who), self._study.ratings, random.Random(secrets.randbits(64)))  # fmt: skip
+            differences = self._differences(who, adaptations[-1]["id"])
+            if differences is None:
+                return {"waiting": True}
+            planned = ratings.plan(differences, self._study.ratings, random.Random(secrets.randbits(64)))  # fmt: skip
+            if differences and not planned:
+                return {"alike": True, "most": max(differences.values()), "needed": ratings.VISIBLE}
             self._store.add_trials(who, adaptations[-1]["id"], planned, blind=self._study.blind)
         trials = self._store.trials(who)
         for trial in trials:
@@ -481,6 +489,19 @@ class _Pages:
                     "step": 1 / STEPS_PER_SECOND, "left": curve_rows(sides[0]), "right": curve_rows(sides[1]),
                 }  # fmt: skip
         return {"done": True, "of": len(trials)}
+
+    def _differences(self, who: Participant, adaptation: int) -> dict[int, float] | None:
+        """Of each song that they can rate, how far the two curves are apart; None while some are not computed."""
+        found = {}
+        for number in self._ratable(who):
+            song = self._library.get(number)
+            if song is None:
+                continue
+            before, after = (self._modelling.curve(key, song) for key in ("before", str(adaptation)))  # fmt: skip
+            if before is None or after is None:
+                return None
+            found[number] = ratings.apart(before, after)
+        return found
 
     async def answer(self, request: Request) -> Response:
         """Keeps a rating."""

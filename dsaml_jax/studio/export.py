@@ -120,7 +120,7 @@ def recorded_table(store: Store) -> str:
 def ratings_table(store: Store) -> str:
     """CSV of every trial; comments cannot become formulas."""
     header = ("participant", "position", "song", "adapted_side", "chosen_side", "chose_adapted", "fit_adapted", "fit_unadapted",
-              "fit_left", "fit_right", "listened_seconds", "rated", "blind", "adaptation", "comment")  # fmt: skip
+              "fit_left", "fit_right", "listened_seconds", "rated", "blind", "adaptation", "difference", "control", "comment")  # fmt: skip
 
     def row(who: Participant, trial: Row) -> tuple[object, ...]:
         adapted = trial["adapted_side"]
@@ -130,7 +130,8 @@ def ratings_table(store: Store) -> str:
             int(trial["chosen_side"] == adapted), fit_adapted, fit_unadapted,
             trial["fit_left"], trial["fit_right"], round(trial["listened"], 1),
             datetime.datetime.fromtimestamp(trial["rated"], datetime.UTC).isoformat(timespec="seconds"),
-            trial["blind"], trial["adaptation"], plain_cell(trial["comment"]),
+            trial["blind"], trial["adaptation"],
+            "" if trial["difference"] is None else f"{trial['difference']:.4f}", trial["control"], plain_cell(trial["comment"]),
         )  # fmt: skip
 
     return csv_text(

@@ -16,6 +16,7 @@ from data_prep.analysis import embedder
 from data_prep.base import replacing
 from dsaml_jax.errors import UsageError
 from dsaml_jax.runs import LoadedModel, at_strength, load_model, weights_digest
+from dsaml_jax.studio import ratings
 from dsaml_jax.studio.app import Study, application
 from dsaml_jax.studio.guard import is_loopback
 from dsaml_jax.studio.library import Library
@@ -81,6 +82,8 @@ def serve(settings: Settings, say: Say) -> None:
         who = study.store.participants() or [study.store.add_participant("me")]
         study.modelling.wait_until_warm()
         say(f"songs: {len(study.library)}" + "".join(f"\nleft out: {why}" for why in study.library.refused.values()))  # fmt: skip
+        if settings.blind:
+            say(f"blind: {ratings.needed_in_words(settings.ratings)}")
         say(f"study's owner: {address}/owner?key={study.key}")
         say(f"{who[0].name}: {address}/p/{who[0].token}")
         config = uvicorn.Config(

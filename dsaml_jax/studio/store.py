@@ -19,7 +19,7 @@ from typing import Any
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio.takes import Entry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE song (number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL);
@@ -42,8 +42,13 @@ CREATE TABLE trial (
   id INTEGER PRIMARY KEY, participant INTEGER NOT NULL REFERENCES participant, adaptation INTEGER NOT NULL REFERENCES adaptation,
   song INTEGER NOT NULL REFERENCES song, position INTEGER NOT NULL, adapted_side TEXT NOT NULL, blind INTEGER NOT NULL,
   chosen_side TEXT, fit_left INTEGER, fit_right INTEGER, comment TEXT, listened REAL, rated REAL,
+  difference REAL, control INTEGER NOT NULL DEFAULT 0,
   UNIQUE (participant, song), UNIQUE (participant, position));
 CREATE INDEX takes ON take (participant, song);
+"""
+_FROM_VERSION_1 = """
+ALTER TABLE trial ADD COLUMN difference REAL;
+ALTER TABLE trial ADD COLUMN control INTEGER NOT NULL DEFAULT 0;
 """
 
 Row = sqlite3.Row
@@ -74,6 +79,23 @@ class Take:
     entries: list[Entry]
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedTrial:
+    """Two curves of a song to compare.
+
+    Attributes:
+      song: its number.
+      adapted_side: of `left` and `right`: which shows the adapted curve.
+      difference: how far the two are apart, see :func:`dsaml_jax.studio.ratings.apart`.
+      control: they are too much alike to be told apart.
+    """
+
+    song: int
+    adapted_side: str
+    difference: float | None = None
+    control: bool = False
+
+
 class Store:
     """A study's database; any thread may use it."""
 
@@ -91,6 +113,8 @@ class Store:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")  # fmt: skip
+                elif version == 1:
+                    db.executescript(f"BEGIN; {_FROM_VERSION_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")  # fmt: skip
                 elif version != SCHEMA_VERSION:
                     raise UsageError(f"{path}: a study of another version ({version}); choose another --study")  # fmt: skip
         except sqlite3.DatabaseError as error:
@@ -302,20 +326,22 @@ class Store:
         )
         return [row["id"] for row in found]
 
-    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[tuple[int, str]], *, blind: bool) -> None:  # fmt: skip
-        """Songs to rate, in order, with the side that shows the adapted curve; a person has one plan, the first.
+    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[PlannedTrial], *, blind: bool) -> None:  # fmt: skip
+        """Songs to rate, in order; a person has one plan, the first.
 
         Args:
           who: rates.
           adaptation: which curves are theirs.
-          trials: song and side.
+          trials: the plan.
           blind: whether they see no named curves before.
         """
         with self._writing() as db:
             if db.execute("SELECT 1 FROM trial WHERE participant = ?", (who.id,)).fetchone() is None:  # fmt: skip
                 db.executemany(
-                    "INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind) VALUES (?, ?, ?, ?, ?, ?)",
-                    [(who.id, adaptation, song, place, side, blind) for place, (song, side) in enumerate(trials)],
+                    "INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind, difference, control) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(who.id, adaptation, x.song, place, x.adapted_side, blind, x.difference, x.control)
+                     for place, x in enumerate(trials)],
                 )  # fmt: skip
 
     def trials(self, who: Participant) -> list[Row]:

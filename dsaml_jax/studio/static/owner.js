@@ -13,9 +13,11 @@ function row(person) {
 const percent = (x) => `${Math.round(100 * x)} %`;
 const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
 
-function inWords(summary) {
+function inWords(summary, needed = 0) {
   if (!summary.rated) return "nothing rated yet";
-  let text = `the adapted curve was chosen in ${summary.chose_adapted} of ${summary.rated} (${percent(summary.share)}, 95 % interval ${percent(summary.share_low)} to ${percent(summary.share_high)})`;
+  let text = `the adapted curve was chosen in ${summary.chose_adapted} of ${summary.rated} (${percent(summary.share)}, 95 % interval ${percent(summary.share_low)} to ${percent(summary.share_high)}; p = ${summary.p.toFixed(3)})`;
+  if (summary.rated < needed) text += `, ${needed - summary.rated} trials fewer than are needed`;
+  if (summary.controls) text += `; of curves that look alike in ${summary.controls_chose_adapted} of ${summary.controls}`;
   text += `; its fit was rated ${signed(summary.fit_difference)}`;
   if (summary.fit_low !== undefined) text += ` (${signed(summary.fit_low)} to ${signed(summary.fit_high)})`;
   return text;
@@ -28,7 +30,7 @@ async function refresh() {
   shown = JSON.stringify(state);
   const { people, summary } = state;
   document.querySelector("#people tbody").replaceChildren(...people.map(row));
-  const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall), ".")];
+  const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall, summary.needed), ".")];
   const each = Object.entries(summary.participants).filter(([, one]) => one.rated);
   if (each.length > 1) {
     lines.push(element("ul", {}, ...each.map(([id, one]) => element("li", {}, `${id}: ${inWords(one)}`))));
