@@ -633,6 +633,116 @@ def test_people_take_their_model_with_them(person, studio, tmp_path):
     assert drawn.read_text().startswith("time,arousal,valence") and curve.is_file()
 
 
+# ---- Privacy.
+
+
+def _holds(folder, *texts):
+    """Files below a folder whose bytes hold one of these, or whose names do."""
+    return [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if any(text in str(path.relative_to(folder)) for text in texts)
+        or (path.is_file() and any(text.encode() in path.read_bytes() for text in texts))
+    ]
+
+
+def test_somebody_who_is_forgotten_leaves_nothing(studio, owner):
+    """Of what they did, wrote and brought, not even in free pages of the database; others keep what is theirs."""
+    address, study = studio
+    gone, stays = Person(address, study, "Ann Onymous"), Person(address, study, "Ben Stays")
+    song = song_named(study, "one")
+    for somebody in (gone, stays):
+        somebody.annotate(song.number, 0.6, 0.6)
+        somebody.adapt(song.number)
+        assert somebody.get("/export.zip").status_code == 200
+    brought = upload(gone, "ann's secret.wav", sound(36.5)).json()["number"]
+    shared = [upload(x, "shared.wav", sound(37.5)).json()["number"] for x in (gone, stays)][0]
+    study.modelling.wait_until_warm()
+    number = study.store.all_adaptations(gone.who)[-1]
+    study.store.add_trials(gone.who, number, [PlannedTrial(song.number, "left")], blind=False)
+    (trial,) = study.store.trials(gone.who)
+    study.store.rate(gone.who, trial["id"], chosen_side="left", fits=(5, 2), comment="my private comment", listened=1.0)  # fmt: skip
+    assert owner.get("/owner/export/corpus.zip").status_code == 200
+    digest = study.library.get(brought).digest
+    traces = ("Ann Onymous", gone.who.token, "my private comment", "ann's secret", digest)
+    assert len(_holds(study.folder, *traces)) >= 4
+    kept = study.store.entries(study.store.finished_takes(stays.who)[-1]["id"])
+
+    refused = httpx.post(f"{address}/owner/participants/{gone.who.id}/forget", json={})
+    assert refused.status_code == 403
+    assert owner.post(f"/owner/participants/{gone.who.id}/forget", json={}).status_code == 200
+
+    assert _holds(study.folder, *traces) == []
+    assert not study.modelling.model_folder(number).exists()
+    assert not list(study.folder.rglob(f"adapted-{number}"))
+    assert gone.get("/state").status_code == 404
+    assert study.library.get(brought) is None and study.library.get(shared) is not None
+    for table in ("take", "adaptation", "trial", "upload"):
+        assert not study.store.rows(f"SELECT 1 FROM {table} WHERE participant = ?", gone.who.id)
+    assert not study.store.rows("SELECT 1 FROM entry WHERE take NOT IN (SELECT id FROM take)")
+    assert study.store.entries(study.store.finished_takes(stays.who)[-1]["id"]) == kept
+    assert stays.get(f"/songs/{song.number}/curves").json()["after"] is not None
+    assert owner.post(f"/owner/participants/{gone.who.id}/forget", json={}).status_code == 404
+    assert study.store.add_participant("new").id > gone.who.id  # an id is nobody else's
+
+
+def test_what_was_asked_for_by_somebody_who_is_forgotten_is_not_done(person, studio):
+    _, study = studio
+    song = song_named(study, "one").number
+    person.annotate(song, 0.6, 0.6)
+    release = threading.Event()
+    study.modelling._add(0, release.wait)  # the thread is busy
+    number = person.post(f"/songs/{song}/adapt").json()["number"]
+    with ThreadPoolExecutor(1) as pool:
+        forgotten = pool.submit(study.modelling.forget, person.who)
+        while study.modelling._jobs.qsize() < 2:
+            time.sleep(0.01)
+        release.set()
+        forgotten.result()
+    study.modelling._adapt(number, person.who)
+    assert not study.modelling.model_folder(number).exists()
+    assert study.store.participant(person.who.token) is None
+
+
+def test_exports_hold_no_names(studio, owner):
+    """Of people, and of songs that they brought; links neither."""
+    address, study = studio
+    somebody = Person(address, study, "Cleo Patra")
+    number = upload(somebody, "cleo sings.wav", sound(38.5)).json()["number"]
+    somebody.annotate(number, 0.2, 0.2, seconds=38.0)
+    with zipfile.ZipFile(io.BytesIO(owner.get("/owner/export/corpus.zip").content)) as archive:
+        texts = [archive.read(name).decode(errors="ignore") + name for name in archive.namelist()]
+    texts += [owner.get(f"/owner/export/{name}").text for name in ("ratings.csv", "recorded.csv", "summary.json")]  # fmt: skip
+    for text in texts:
+        assert not any(word in text for word in ("Cleo", "cleo", somebody.who.token))
+    assert any(f"{number}," in text for text in texts)
+    assert "What is kept" in somebody.get("").text
+
+
+def test_forgetting_on_the_command_line(tmp_path, capsys):
+    study = tmp_path / "study"
+    study.mkdir()
+    store = Store(study / "study.sqlite")
+    for name in ("ann", "ben", "ben"):
+        store.add_participant(name)
+
+    def run(name):
+        return main(["studio", "--study", str(study), "--forget", name])
+
+    assert run("cleo") == 2 and "nobody is called cleo; there are listener001 (ann)" in capsys.readouterr().err  # fmt: skip
+    assert run("ben") == 2 and "several people are called ben" in capsys.readouterr().err
+    assert run("ann") == 0 and "listener001 is deleted" in capsys.readouterr().out
+    assert run("listener003") == 0
+    assert [who.name for who in store.participants()] == ["ben"]
+    assert _holds(study, "ann") == []
+    with serving.lock_of(study):
+        assert run("ben") == 2 and "a studio runs here" in capsys.readouterr().err
+    assert main(["studio", "--study", str(tmp_path), "--forget", "x"]) == 2
+    assert "no study is here" in capsys.readouterr().err
+    assert main(["studio", "--study", str(study)]) == 2
+    assert "--songs is needed" in capsys.readouterr().err
+
+
 # ---- Who may ask for what.
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 import random
 import secrets
@@ -35,6 +34,7 @@ from starlette.staticfiles import StaticFiles
 from data_prep.base import STEPS_PER_SECOND, DataError, printable
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio import export, ratings
+from dsaml_jax.studio.forgetting import corpus_export, own_export
 from dsaml_jax.studio.guard import Guard, Session, same
 from dsaml_jax.studio.library import MOST_UPLOAD_BYTES, Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling, curve_rows
@@ -90,6 +90,7 @@ def application(study: Study, hosts: list[str]) -> Starlette:
         Route("/owner", pages.owner),
         Route("/owner/login", pages.login, methods=["POST"]),
         Route("/owner/participants", pages.add_participant, methods=["POST"]),
+        Route("/owner/participants/{number:int}/forget", pages.forget, methods=["POST"]),
         Route("/owner/state", pages.owner_state),
         Route("/owner/export/{what}", pages.owner_export),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
@@ -243,6 +244,19 @@ class _Pages:
         who = await run_in_threadpool(self._store.add_participant, printable(name.strip()))
         return JSONResponse({"token": who.token})
 
+    async def forget(self, request: Request) -> Response:
+        """Deletes a participant and all that is theirs."""
+        self._require_owner(request)
+        await _json(request)
+        people = await run_in_threadpool(self._store.participants)
+        number = _number(request, "number")
+        found = [who for who in people if who.id == number]
+        if not found:
+            raise HTTPException(404, "There is no such participant.")
+        # No export is written meanwhile.
+        await to_thread.run_sync(self._modelling.forget, found[0], limiter=self._exporting)
+        return JSONResponse({})
+
     async def owner_state(self, request: Request) -> Response:
         """Who has done what."""
         self._require_owner(request)
@@ -253,7 +267,7 @@ class _Pages:
         for who in self._store.participants():
             trials = self._store.trials(who)
             people.append({
-                "id": ratings.listener_id(who), "name": who.name, "token": who.token,
+                "id": ratings.listener_id(who), "number": who.id, "name": who.name, "token": who.token,
                 "annotated": len({take["song"] for take in self._store.finished_takes(who)}),
                 "adapted": bool(self._store.adaptations(who)),
                 "rated": sum(trial["rated"] is not None for trial in trials), "trials": len(trials),
@@ -273,7 +287,7 @@ class _Pages:
             text = await run_in_threadpool(tables[what], self._store)
             return PlainTextResponse(text, headers=_attached(what))
         if what == "corpus.zip":
-            path = self._study.folder / "export" / what
+            path = corpus_export(self._study.folder)
             await self._export(export.write_corpus, path)
             return FileResponse(path, filename=what)
         raise HTTPException(404, "There is no such file.")
@@ -517,8 +531,7 @@ class _Pages:
         who = await run_in_threadpool(self._who, request)
         if await run_in_threadpool(self._hidden, who):
             raise HTTPException(403, "You can have your model when you have rated all songs.")
-        name = hashlib.sha256(who.token.encode()).hexdigest()[:16]
-        path = self._study.folder / "export" / f"{name}.zip"
+        path = own_export(self._study.folder, who)
         await self._export(export.write_own, path, who)
         return FileResponse(path, filename="my_ears.zip")
 

@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from dsaml_jax.listener import (
     support_windows,
 )
 from dsaml_jax.runs import LoadedModel, Person, load_model, read_person, weights_digest
+from dsaml_jax.studio.forgetting import delete_song, forget
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.store import Participant, Row, Store
 from dsaml_jax.studio.takes import drawn_curve
@@ -83,6 +85,7 @@ class Modelling:
         loaded = dataclasses.replace(loaded, person=None)  # whoever takes part is somebody else
         self._loaded, self._everyone = loaded, everyone or loaded
         self._library, self._store = library, store
+        self._study = study
         self._curves, self._models = study / "cache" / "curves", study / "models"
         self._keys = {
             "before": f"model-{weights_digest(loaded)[:16]}",
@@ -200,6 +203,26 @@ class Modelling:
         self._add(_NOW, partial(self._adapt, number, who))
         return number
 
+    def forget(self, who: Participant) -> None:
+        """Deletes a person, and returns when nothing of them is left; see :func:`dsaml_jax.studio.forgetting.forget`."""
+        done: Future[None] = Future()
+
+        def job() -> None:
+            try:
+                for number in self._store.all_adaptations(who):
+                    self._personal.pop(number, None)
+                    self._stages.pop(number, None)
+                for song in self._store.brought_by_alone(who):
+                    self._library.forget(song.number)
+                forget(self._study, self._store, who)
+            except BaseException as error:
+                done.set_exception(error)
+                raise
+            done.set_result(None)
+
+        self._add(_FIRST, job)  # between two jobs: none works for them meanwhile
+        done.result()
+
     @property
     def learned(self) -> tuple[str, ...]:
         """The dimensions that the model that adapts knows."""
@@ -244,8 +267,13 @@ class Modelling:
             try:
                 self._library.features(song)
             except DataError as error:
+                if self._library.get(song.number) is None:  # forgotten
+                    continue
                 log.warning("left out: %s", error)
                 self._library.refuse(song, str(error))
+                continue
+            if self._library.get(song.number) is None:
+                delete_song(self._study, song.digest)
                 continue
             self._add(_LATER, partial(self._predict_general, song))
             for number in self._store.adaptations_in_use():
@@ -263,11 +291,14 @@ class Modelling:
                 np.save(file, curve.clip(-1.0, 1.0))
 
     def _predict_general(self, song: StudioSong) -> None:
+        if self._library.get(song.number) is None:
+            return
         self._predict("before", self._loaded, self._loaded.variables, song)
         self._predict("everyone", self._everyone, self._everyone.variables, song)
 
     def _predict_adapted(self, number: int, song: StudioSong) -> None:
-        self._predict(str(number), self._loaded, self._variables_of(number), song)
+        if self._store.adaptation(number) is not None and self._library.get(song.number) is not None:  # fmt: skip
+            self._predict(str(number), self._loaded, self._variables_of(number), song)
 
     def _variables_of(self, number: int) -> Variables:
         if number not in self._personal:
@@ -293,6 +324,8 @@ class Modelling:
         personalize(self._loaded, [AnnotatedSong("warming up", "", labels, features)])
 
     def _adapt(self, number: int, who: Participant) -> None:
+        if self._store.adaptation(number) is None:  # they were forgotten
+            return
         try:
             self._stages[number] = "listening to your songs"
             songs = self._drawn(who)

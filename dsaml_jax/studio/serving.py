@@ -18,6 +18,7 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.runs import LoadedModel, at_strength, load_model, weights_digest
 from dsaml_jax.studio import ratings
 from dsaml_jax.studio.app import Study, application
+from dsaml_jax.studio.forgetting import DATABASE, lock_of
 from dsaml_jax.studio.guard import is_loopback
 from dsaml_jax.studio.library import Library
 from dsaml_jax.studio.modelling import Modelling
@@ -104,14 +105,14 @@ def open_study(settings: Settings) -> Iterator[Study]:
     loaded = at_strength(load_model(settings.checkpoint), settings.strength)
     everyone = _everyone(settings, loaded)
     settings.study.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(settings.study / ".lock", timeout=0.0)
+    lock = lock_of(settings.study)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise UsageError(f"{settings.study}: another studio runs here; stop it, or choose another --study") from None  # fmt: skip
     with contextlib.ExitStack() as ends:
         ends.callback(lock.release)
-        store = Store(settings.study / "study.sqlite")
+        store = Store(settings.study / DATABASE)
         identity = f"{weights_digest(loaded)} {loaded.info.config.meta}"
         if store.fix("model", identity) != identity:
             raise UsageError(

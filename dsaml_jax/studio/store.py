@@ -65,6 +65,14 @@ class Participant:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredSong:
+    """A song that is known to the study: its number, and the digest of its bytes."""
+
+    number: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Take:
     """What a page records into.
 
@@ -127,6 +135,7 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA secure_delete = ON")
             self._local.db = db
         connection: sqlite3.Connection = self._local.db
         return connection
@@ -158,19 +167,45 @@ class Store:
 
     def add_participant(self, name: str) -> Participant:
         """A new person, with a token that nobody can guess."""
-        made = Participant(0, secrets.token_urlsafe(16), name, time.time())
         with self._writing() as db:
-            number = db.execute(
-                "INSERT INTO participant (token, name, created) VALUES (?, ?, ?)",
-                (made.token, made.name, made.created),
-            ).lastrowid
-        assert number is not None
-        return dataclasses.replace(made, id=number)
+            made = Participant(
+                _last_participant(db) + 1, secrets.token_urlsafe(16), name, time.time()
+            )
+            db.execute("INSERT INTO participant (id, token, name, created) VALUES (?, ?, ?, ?)", dataclasses.astuple(made))  # fmt: skip
+        return made
 
     def participant(self, token: str) -> Participant | None:
         """Whose token it is."""
         found = self.row("SELECT * FROM participant WHERE token = ?", token)
         return None if found is None else Participant(**found)
+
+    def forget(self, who: Participant) -> None:
+        """Deletes somebody, all that they did, and the songs that they alone brought; nothing of it is left in the file.
+
+        Their number is given to nobody else.
+        """
+        songs = [song.number for song in self.brought_by_alone(who)]
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (_LAST_PARTICIPANT, str(_last_participant(db))))  # fmt: skip
+            db.execute("DELETE FROM entry WHERE take IN (SELECT id FROM take WHERE participant = ?)", (who.id,))  # fmt: skip
+            for table in ("trial", "take", "adaptation", "upload"):
+                db.execute(f"DELETE FROM {table} WHERE participant = ?", (who.id,))
+            db.execute("DELETE FROM participant WHERE id = ?", (who.id,))
+            db.executemany("DELETE FROM song WHERE number = ?", [(song,) for song in songs])
+        with self._write:
+            # What was deleted is overwritten (`secure_delete`); pages that were moved and the log hold older copies.
+            self._connection().execute("VACUUM")
+            while self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                time.sleep(0.01)  # somebody reads
+
+    def brought_by_alone(self, who: Participant) -> list[StoredSong]:
+        """Songs that somebody brought, and nobody else."""
+        rows = self.rows(
+            "SELECT number, digest FROM song JOIN upload ON song = number GROUP BY number "
+            "HAVING count(*) = 1 AND max(participant) = ?",
+            who.id,
+        )
+        return [StoredSong(*row) for row in rows]
 
     def participants(self) -> list[Participant]:
         """All, in the order they came."""
@@ -307,6 +342,14 @@ class Store:
                 (time.time(), error, before, after, number),
             )
 
+    def adaptation(self, number: int) -> Row | None:
+        """One, however far it is."""
+        return self.row("SELECT * FROM adaptation WHERE id = ?", number)
+
+    def all_adaptations(self, who: Participant) -> list[int]:
+        """Numbers of somebody's, those that failed too."""
+        return [row["id"] for row in self.rows("SELECT id FROM adaptation WHERE participant = ?", who.id)]  # fmt: skip
+
     def adaptations(self, who: Participant) -> list[Row]:
         """Those that worked, latest last."""
         return self.rows(
@@ -359,6 +402,19 @@ class Store:
                 (chosen_side, *fits, comment, listened, time.time(), trial, who.id),
             ).rowcount
         return changed == 1
+
+
+_LAST_PARTICIPANT = "last participant"
+
+
+def _last_participant(db: sqlite3.Connection) -> int:
+    """The highest number that somebody has or had."""
+    (number,) = db.execute(
+        "SELECT max((SELECT coalesce(max(id), 0) FROM participant), "
+        "coalesce((SELECT CAST(value AS INTEGER) FROM study WHERE name = ?), 0))",
+        (_LAST_PARTICIPANT,),
+    ).fetchone()
+    return int(number)
 
 
 def _recording(db: sqlite3.Connection, take: int, session: int) -> tuple[float | None, int]:

@@ -1,13 +1,22 @@
 // The study's owner: links, who has done what, and what it adds up to.
 
-import { answer, element, wait } from "./api.js";
+import { answer, element, post, wait } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
 function row(person) {
   const link = `${location.origin}/p/${person.token}`;
   const cells = [person.id, person.name, element("a", { href: link }, link), person.annotated, person.adapted ? "yes" : "no", `${person.rated} of ${person.trials}`];
+  const button = element("button", { ariaLabel: `Delete ${person.id}` }, "Delete");
+  button.addEventListener("click", () => forget(person).catch((error) => { $("add-error").textContent = error.message; }));
+  cells.push(button);
   return element("tr", {}, ...cells.map((cell, i) => element("td", { className: i === 2 ? "link" : "" }, cell)));
+}
+
+async function forget(person) {
+  if (!confirm(`Delete ${person.id} (${person.name}) and everything of theirs? This cannot be undone.`)) return;
+  await post(`/owner/participants/${person.number}/forget`);
+  await refresh();
 }
 
 const percent = (x) => `${Math.round(100 * x)} %`;
@@ -42,9 +51,7 @@ $("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   $("add-error").textContent = "";
   try {
-    await answer(await fetch("/owner/participants", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: $("name").value }),
-    }));
+    await post("/owner/participants", { name: $("name").value });
     $("name").value = "";
     await refresh();
   } catch (error) {
