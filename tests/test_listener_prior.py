@@ -120,7 +120,7 @@ def test_the_error_to_be_expected_is_met():
         ([(-0.8, 0.3)], "You hear this music calmer than most, by 0.20 ± 0.17; its valence about as most do."),
         ([(0.8, None)], "You hear this music more excited than most, by 0.20 ± 0.17."),
         ([(0.1, -0.1)], "You hear this music about as most do."),
-        ([(0.5, 0.5), (0.5, 0.5)], "You hear this music more excited than most, by 0.20 ± 0.15 and brighter than most, by 0.20 ± 0.15."),
+        ([(0.5, 0.5), (0.5, 0.5)], "You hear this music more excited than most, by 0.20 ± 0.15, and brighter than most, by 0.20 ± 0.15."),
         ([(0.1, -0.5), (0.0, -0.5)], "You hear this music darker than most, by 0.20 ± 0.15; its arousal about as most do."),
     ],
 )  # fmt: skip
@@ -149,7 +149,7 @@ def test_how_sure():
     # sqrt(0.04 * 3/5 + 0.13), sqrt(0.17); between is 0 in valence: nothing is gained.
     assert how_sure(LISTENERS, person) == (
         "On a new song your curve should be off by 0.392 in arousal (0.412 before your 2 songs) "
-        "and 0.361 in valence (0.361 before your 1 song)."
+        "and 0.361 in valence (0.361 before your 1 song), where the scale goes from -1 to 1."
     )
     half = dataclasses.replace(LISTENERS, valence=None)
     assert "valence" not in how_sure(half, person) + how_you_hear(half, person)

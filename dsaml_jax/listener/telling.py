@@ -31,13 +31,13 @@ def how_you_hear(listeners: Listeners, person: Person) -> str:
     if not claimed:
         return "You hear this music about as most do." if alike else ""
     rest = f"; its {alike[0]} about as most do" if alike else ""
-    return f"You hear this music {' and '.join(claimed)}{rest}."
+    return f"You hear this music {', and '.join(claimed)}{rest}."
 
 
 def how_sure(listeners: Listeners, person: Person) -> str:
     """What a person's songs are worth: the RMSE to be expected on another one, by how listeners in general differ.
 
-    Such as "On a new song your curve should be off by 0.30 in arousal (0.32 before your 3 songs)." Empty where nothing is known.
+    Such as "On a new song your curve should be off by 0.301 in arousal (0.322 before your 3 songs), ...". Empty where nothing is known.
     """
     counts = person.counts()
     before, after = listeners.error((0, 0)), listeners.error(counts)
@@ -45,7 +45,7 @@ def how_sure(listeners: Listeners, person: Person) -> str:
     for place in _known(listeners, person):
         songs = f"{counts[place]} song{'s' * (counts[place] > 1)}"
         parts.append(f"{after[place]:.3f} in {DIMENSIONS[place]} ({before[place]:.3f} before your {songs})")  # fmt: skip
-    return f"On a new song your curve should be off by {' and '.join(parts)}." if parts else ""
+    return f"On a new song your curve should be off by {' and '.join(parts)}, where the scale goes from -1 to 1." if parts else ""  # fmt: skip
 
 
 def _known(listeners: Listeners, person: Person) -> list[int]:

@@ -83,8 +83,8 @@ def needed_in_words(each: int) -> str:
     """How many trials a study needs, for people; each participant rates so many songs."""
     needed = trials_needed()
     return (
-        f"to tell a preference of {PREFERENCE:.0%} from chance takes {needed} rated trials (power {POWER:.0%}, two-sided test at "
-        f"{SIGNIFICANCE:.0%}), such as {math.ceil(needed / each)} participants with {each} each"
+        f"to tell a preference of {100 * PREFERENCE:.0f} % from chance takes {needed} rated trials (power {100 * POWER:.0f} %, "
+        f"two-sided test at {100 * SIGNIFICANCE:.0f} %), such as {math.ceil(needed / each)} participants with {each} each"
     )
 
 
