@@ -386,6 +386,22 @@ def test_what_it_knows_about_you_grows_with_songs(person, studio):
         )  # four decimals, twice
 
 
+def test_the_home_page_knows_which_song_would_tell_most(person, studio):
+    """One that is not drawn, wherever there is one."""
+    _, study = studio
+    study.modelling.wait_until_warm()
+    seen = []
+    for _ in range(len(study.library)):
+        suggested = person.state()["suggested"]
+        assert suggested == person.state()["suggested"] not in seen
+        seen.append(suggested)
+        person.annotate(suggested, 0.2, 0.2, dimension="arousal")
+        assert person.state()["suggested"] == suggested  # half of it is drawn
+        person.annotate(suggested, 0.2, 0.2, dimension="valence")
+    assert set(seen) == {song.number for song in study.library.of(person.who)}
+    assert person.state()["suggested"] is None
+
+
 def _band_width(person, song):
     """Of both dimensions, where the scale does not cut the band off."""
     low, high = np.array(person.get(f"/songs/{song}/curves").json()["band"])

@@ -30,6 +30,9 @@ from dsaml_jax.runs import LoadedModel, Person, save_model
 Adapting = Literal["prior", "steps"]
 """How a model becomes a person's: by what is known of listeners in general, or by the inner steps of meta-learning."""
 
+DIGEST_DIGITS = 16
+"""Of the SHA-256 of a sound file."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatedSong:
@@ -107,16 +110,20 @@ def annotated_song(
         )
     labels = of_learned(loaded, on_grid(drawn, steps, max_gap=convention.max_gap))
     require_enough(labels, str(annotations), convention.max_gap)
-    with audio.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return AnnotatedSong(
         audio.name,
-        digest,
+        sound_digest(audio),
         labels,
         features,
         empty_cells=empty_cells([drawn]),
         leaves_gaps=convention.leaves_gaps([drawn]),
     )
+
+
+def sound_digest(audio: Path) -> str:
+    """By which a song is known again: of the bytes of its file."""
+    with audio.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
 def personalize(

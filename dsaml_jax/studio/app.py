@@ -375,6 +375,14 @@ class _Pages:
             }  # fmt: skip
         return {
             "songs": songs,
+            "suggested": self._modelling.suggested(
+                who,
+                {
+                    number
+                    for number, dimensions in drawn.items()
+                    if dimensions >= set(self._modelling.learned)
+                },
+            ),
             "learned": self._modelling.learned,
             "practised": practised is not None,
             "adaptation": adaptation,

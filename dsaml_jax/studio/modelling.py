@@ -25,6 +25,7 @@ from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
+    DIGEST_DIGITS,
     AnnotatedSong,
     Variables,
     band_of,
@@ -35,6 +36,8 @@ from dsaml_jax.listener import (
     predict_features,
     require_enough,
     save_personalized,
+    song_embedding,
+    suggest,
     support_windows,
 )
 from dsaml_jax.runs import LoadedModel, Person, load_model, read_person, weights_digest
@@ -47,6 +50,7 @@ log = logging.getLogger("dsaml_jax.studio")
 
 _FIRST, _NOW, _SOON, _LATER = range(4)
 _MODELS_IN_MEMORY = 8
+_SUGGESTIONS_IN_MEMORY = 32
 
 
 @dataclasses.dataclass
@@ -92,6 +96,8 @@ class Modelling:
             "everyone": f"model-{weights_digest(self._everyone)[:16]}",
         }
         self._stages: dict[int, str] = {}
+        self._embeddings: dict[str, np.ndarray] = {}
+        self._suggested: OrderedDict[tuple[tuple[str, ...], tuple[int, ...]], list[int]] = OrderedDict()  # fmt: skip
         self._personal: OrderedDict[int, Variables] = OrderedDict()
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()  # fmt: skip
         self._to_decode: queue.Queue[StudioSong | None] = queue.Queue()
@@ -203,6 +209,24 @@ class Modelling:
         self._add(_NOW, partial(self._adapt, number, who))
         return number
 
+    def suggested(self, who: Participant, drawn: set[int]) -> int | None:
+        """The number of the song that would tell most about a participant; None where all are drawn, or none is known yet.
+
+        Args:
+          who: sees other songs than somebody else.
+          drawn: numbers of the songs that they have drawn.
+        """
+        songs = [song for song in self._library.of(who) if song.digest in self._embeddings]
+        known = tuple(place for place, song in enumerate(songs) if song.number in drawn)
+        key = tuple(song.digest for song in songs), known
+        found = self._suggested.get(key)
+        if found is None:
+            embeddings = np.array([self._embeddings[song.digest] for song in songs])
+            found = self._suggested[key] = suggest(embeddings, known, 1)
+            if len(self._suggested) > _SUGGESTIONS_IN_MEMORY:
+                self._suggested.popitem(last=False)
+        return next((songs[place].number for place in found), None)
+
     def forget(self, who: Participant) -> None:
         """Deletes a person, and returns when nothing of them is left; see :func:`dsaml_jax.studio.forgetting.forget`."""
         done: Future[None] = Future()
@@ -214,6 +238,7 @@ class Modelling:
                     self._stages.pop(number, None)
                 for song in self._store.brought_by_alone(who):
                     self._library.forget(song.number)
+                    self._embeddings.pop(song.digest, None)
                 forget(self._study, self._store, who)
             except BaseException as error:
                 done.set_exception(error)
@@ -265,7 +290,7 @@ class Modelling:
         """Apart from the models: nobody's adaptation waits for a file that is hard to decode."""
         while (song := self._to_decode.get()) is not None:
             try:
-                self._library.features(song)
+                self._embeddings[song.digest] = song_embedding(self._library.features(song))
             except DataError as error:
                 if self._library.get(song.number) is None:  # forgotten
                     continue
@@ -273,6 +298,7 @@ class Modelling:
                 self._library.refuse(song, str(error))
                 continue
             if self._library.get(song.number) is None:
+                self._embeddings.pop(song.digest, None)
                 delete_song(self._study, song.digest)
                 continue
             self._add(_LATER, partial(self._predict_general, song))
@@ -363,7 +389,9 @@ class Modelling:
                 features = self._library.features(song)
                 steps = len(features.log_mel)
             drawn = fit(labels, steps)
-            found.append(AnnotatedSong(song.name, song.digest, drawn, features, curve))
+            found.append(
+                AnnotatedSong(song.name, song.digest[:DIGEST_DIGITS], drawn, features, curve)
+            )
         return found
 
     def _predict_both(self, number: int, song: StudioSong) -> None:

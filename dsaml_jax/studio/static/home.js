@@ -14,7 +14,7 @@ function toDraw(drawn, learned) {
   return drawn.length === 1 && drawn[0] === "arousal" ? "valence" : "arousal";
 }
 
-function songRow(song, adaptation, learned) {
+function songRow(song, adaptation, learned, suggested) {
   const complete = learned.every((dimension) => song.drawn.includes(dimension));
   const row = element("li", {},
     element("span", { className: "name" }, song.name, " ", element("span", { className: "faint" }, clock(song.seconds))));
@@ -33,6 +33,10 @@ function songRow(song, adaptation, learned) {
     buttons.append(button);
   } else if (song.drawn.length) {
     row.append(element("span", { className: "faint" }, `${song.drawn[0]} is drawn`));
+  }
+  if (song.number === suggested) {
+    const why = "Of the songs that you have not drawn, the one that should tell most of how you hear the others: it is like many of them, and unlike those you drew.";
+    row.append(element("span", { className: "suggested", title: why }, "suggested next"));
   }
   row.append(buttons);
   return row;
@@ -72,12 +76,12 @@ async function adapt(song) {
 
 // Rows are made again only when they change, and keep the focus.
 let shown = "";
-function showSongs(songs, adaptation, learned) {
-  const now = JSON.stringify([songs, isAdapting(adaptation)]);
+function showSongs(songs, adaptation, learned, suggested) {
+  const now = JSON.stringify([songs, suggested, isAdapting(adaptation)]);
   if (now === shown) return;
   shown = now;
   const focused = document.activeElement?.id;
-  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation, learned)));
+  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation, learned, suggested)));
   if (focused && document.activeElement === document.body) $(focused)?.focus();
 }
 
@@ -90,7 +94,7 @@ async function refresh() {
     if (state) {
       const { songs, adaptation, learned, practised } = state;
       $("how").hidden = learned.length === 1;
-      showSongs(songs, adaptation, learned);
+      showSongs(songs, adaptation, learned, state.suggested);
       showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, state.about);
       const annotated = songs.some(({ drawn }) => learned.every((dimension) => drawn.includes(dimension)));
       const done = {
