@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dsaml_jax.cli import main
 from dsaml_jax.listener import likeness, most_telling, suggest
 from dsaml_jax.listener.suggesting import NOISE, not_known
+from experiments import suggesting
 from tests.test_cli import fails
 
 
@@ -89,6 +90,49 @@ def test_five_hundred_songs_take_no_time():
     begun = time.process_time()
     assert len(suggest(songs, range(0, 100, 7), 5)) == 5
     assert time.process_time() - begun < 2.0
+
+
+def made_up(taste, people=40, count=60):
+    """Levels of people by a process with this share of `within`; each has drawn half of the songs."""
+    random = np.random.default_rng(0)
+    kernel = likeness(songs_of(1, count, 3), gamma=1.0)
+    root = np.linalg.cholesky(kernel + 1e-9 * np.eye(count))
+    rows = []
+    for person in range(people):
+        level = 0.2 * random.standard_normal() + root @ (
+            np.sqrt(0.1 * taste) * random.standard_normal(count)
+        )
+        level = level + np.sqrt(0.1 * (1.0 - taste)) * random.standard_normal(count)
+        rows += [(person, song, level[song]) for song in random.permutation(count)[: count // 2]]
+    person, song, rest = np.array(rows).T
+    return suggesting.Levels(
+        rest, np.zeros(len(rest)), person.astype(int), song.astype(int)
+    ), kernel
+
+
+@pytest.mark.parametrize("taste", [0.0, 0.5])
+def test_taste_is_found_again(taste, monkeypatch):
+    """By moments to a tenth of `within`, about three standard errors; by likelihood and in what is predicted, its sign."""
+    levels, kernel = made_up(taste)
+    people = np.unique(levels.person)
+    spread = suggesting.spread_of(levels, people)
+    assert suggesting.taste_by_moments(levels, people, kernel) / 0.1 == pytest.approx(
+        taste, abs=0.1
+    )
+    none, half = (suggesting.log_likelihood(levels, people, kernel, spread, x) for x in (0.0, 0.5))
+    assert (half > none) == (taste > 0.0)
+    monkeypatch.setattr(suggesting, "SHARES", (0.0, 0.6))
+    monkeypatch.setattr(suggesting, "SHOTS", (10,))
+    found = suggesting.predicting(levels, suggesting.deal_people(levels), {1.0: kernel})
+    assert (found[10, 1.0, 0.6].mean() < found[10, 1.0, 0.0].mean()) == (taste > 0.0)
+
+
+def test_differences_from_the_other_raters():
+    """Of a song with three raters; one with two says nothing."""
+    rest = np.array([0.1, 0.2, 0.6, 0.3, 0.4])
+    levels = suggesting.Levels(rest, rest, np.array([0, 1, 2, 0, 1]), np.array([0, 0, 0, 1, 1]))
+    expected = [0.1 - 0.4, 0.2 - 0.35, 0.6 - 0.15, np.nan, np.nan]
+    np.testing.assert_allclose(suggesting.beside_others(levels).rest, expected)
 
 
 @pytest.fixture
