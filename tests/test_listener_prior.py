@@ -21,7 +21,15 @@ from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.corpus import held_out
 from dsaml_jax.evaluation import fit_listeners, inside
-from dsaml_jax.listener import AnnotatedSong, band_of, personalize, predict_file, save_personalized
+from dsaml_jax.listener import (
+    AnnotatedSong,
+    band_of,
+    how_sure,
+    how_you_hear,
+    personalize,
+    predict_file,
+    save_personalized,
+)
 from dsaml_jax.runs import (
     LISTENERS_FILE,
     Listeners,
@@ -75,6 +83,76 @@ def test_the_share_is_the_posterior_mean():
         expected = np.linalg.solve(together, np.full(songs, SPREAD.between)).sum()
         assert SPREAD.share(songs) == pytest.approx(expected)
     assert SPREAD.share(0) == 0.0
+
+
+def test_what_is_not_known_is_the_posterior_variance():
+    """Of the same normal level; and of any other share of the mean difference, by its bias and its variance."""
+    for songs in (1, 2, 5, 10):
+        together = SPREAD.between + SPREAD.within * np.eye(songs)
+        known = np.full(songs, SPREAD.between)
+        expected = SPREAD.between - known @ np.linalg.solve(together, known)
+        assert SPREAD.unknown(songs) == pytest.approx(expected)
+        assert SPREAD.unknown(songs) == pytest.approx((1 - SPREAD.share(songs)) * SPREAD.between)
+        for share in (0.0, 0.3, 1.0):
+            weights = np.full(songs, share / songs)
+            expected = SPREAD.between + weights @ together @ weights - 2 * weights @ known
+            assert SPREAD.unknown(songs, share) == pytest.approx(expected)
+            assert SPREAD.unknown(songs) <= SPREAD.unknown(songs, share)
+    assert SPREAD.unknown(0) == SPREAD.unknown(0, 0.4) == SPREAD.between
+    assert SPREAD.error(0) == pytest.approx(math.sqrt(0.04 + 0.12 + 0.01))
+
+
+def test_the_error_to_be_expected_is_met():
+    """By people who are made by that model, of whom three songs are known: within three standard errors."""
+    random = np.random.default_rng(0)
+    level = 0.2 * random.standard_normal(20_000)
+    songs = level[:, None] + math.sqrt(0.12) * random.standard_normal((20_000, 4))
+    missed = songs[:, 3] - SPREAD.share(3) * songs[:, :3].mean(axis=1)
+    expected = math.sqrt(np.square(SPREAD.error(3)) - SPREAD.moving)
+    assert np.sqrt(np.square(missed).mean()) == pytest.approx(expected, rel=3 / math.sqrt(2 * 20_000))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("songs", "expected"),
+    [
+        ([], ""),
+        # Shares of 1/4 and 2/5 of the differences; deviations of sqrt(0.04 * 3/4) and sqrt(0.04 * 3/5).
+        ([(-0.8, 0.3)], "You hear this music calmer than most, by 0.20 ± 0.17; its valence about as most do."),
+        ([(0.8, None)], "You hear this music more excited than most, by 0.20 ± 0.17."),
+        ([(0.1, -0.1)], "You hear this music about as most do."),
+        ([(0.5, 0.5), (0.5, 0.5)], "You hear this music more excited than most, by 0.20 ± 0.15, and brighter than most, by 0.20 ± 0.15."),
+        ([(0.1, -0.5), (0.0, -0.5)], "You hear this music darker than most, by 0.20 ± 0.15; its arousal about as most do."),
+    ],
+)  # fmt: skip
+def test_how_you_hear(songs, expected):
+    listeners = dataclasses.replace(LISTENERS, valence=SPREAD)
+    person = Person((0.0, 0.0), {str(number): pair for number, pair in enumerate(songs)})
+    assert how_you_hear(listeners, person) == expected
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1) | st.none(), st.floats(-1, 1) | st.none()), max_size=6), st.floats(0, 1) | st.none())  # fmt: skip
+def test_nothing_is_claimed_that_is_less_than_its_deviation(pairs, strength):
+    listeners = dataclasses.replace(LISTENERS, strength=strength)
+    person = Person((0.0, 0.0), {str(number): pair for number, pair in enumerate(pairs)})
+    said = how_you_hear(listeners, person)
+    shifts, deviations = listeners.shift(person.differences), listeners.deviation(person.counts())
+    for words, shift, deviation, count in zip((("calmer", "more excited"), ("darker", "brighter")), shifts, deviations, person.counts(), strict=True):  # fmt: skip
+        sure = count > 0 and shift != 0 and abs(shift) >= deviation
+        assert [word in said for word in words] == [bool(sure and shift < 0), bool(sure and shift > 0)]  # fmt: skip
+    assert bool(said) == bool(how_sure(listeners, person)) == any(person.counts())
+    errors = listeners.error((0, 0)) - listeners.error(person.counts())
+    assert strength is not None or (errors >= 0).all()
+
+
+def test_how_sure():
+    person = Person((0.0, 0.0), {"a": (0.1, 0.1), "b": (0.2, None)})
+    # sqrt(0.04 * 3/5 + 0.13), sqrt(0.17); between is 0 in valence: nothing is gained.
+    assert how_sure(LISTENERS, person) == (
+        "On a new song your curve should be off by 0.392 in arousal (0.412 before your 2 songs) "
+        "and 0.361 in valence (0.361 before your 1 song), where the scale goes from -1 to 1."
+    )
+    half = dataclasses.replace(LISTENERS, valence=None)
+    assert "valence" not in how_sure(half, person) + how_you_hear(half, person)
 
 
 def test_bands_narrow_with_songs():
@@ -238,7 +316,10 @@ def test_songs_one_by_one_on_the_command_line(small_run, study, tmp_path, capsys
     two = run("--checkpoint", tmp_path / "mine", "--add", *pairs[0], "--out", tmp_path / "two")
     here = run("--checkpoint", tmp_path / "mine", "--add", *pairs[1], *pairs[0])
     np.testing.assert_array_equal(here, at_once)
-    assert (two != at_once).any() and "your 2 songs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (two != at_once).any() and "your 2 songs" in said
+    # One line each time: what is known of the person, and what that is worth.
+    assert said.count("You hear this music") == said.count("On a new song") == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     out = ("--out", tmp_path / "no")
     fail = ("personalize", "--checkpoint", tmp_path / "mine")

@@ -33,7 +33,7 @@ from dsaml_jax.cli import main
 from dsaml_jax.runs import load_model
 from dsaml_jax.studio import library as library_module
 from dsaml_jax.studio import ratings, serving
-from dsaml_jax.studio.store import Store
+from dsaml_jax.studio.store import PlannedTrial, Store
 from dsaml_jax.studio.takes import check_entries, drawn_curve
 from tests.sound_files import make, music
 from tests.studies import Person, running, song_named
@@ -175,7 +175,7 @@ def test_two_windows_make_one_plan(tmp_path):
         ready = threading.Barrier(2)
 
         def ask(who=who, adaptation=adaptation, ready=ready):
-            planned = ratings.plan(songs, 10, random.Random())
+            planned = ratings.plan(dict.fromkeys(songs, 1.0), 10, random.Random())
             ready.wait()
             store.add_trials(who, adaptation, planned, blind=True)
 
@@ -196,26 +196,88 @@ def test_a_file_that_is_no_study(tmp_path):
 # ---- Ratings.
 
 
-def test_the_plan_shows_each_song_once_and_both_sides_alike():
-    planned = ratings.plan(range(30), 10, random.Random(0))
-    songs, sides = zip(*planned, strict=True)
-    assert len(set(songs)) == 10 and sides.count("left") == 5
-    assert ratings.plan(range(30), 10, random.Random(1)) != planned
-    assert len(ratings.plan(range(3), 10, random.Random(0))) == 3
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 0.3), max_size=30), st.integers(1, 12), st.integers(0, 99))
+def test_the_plan_shows_what_can_be_told_apart(differences, count, seed):
+    """Each song once, both sides alike; some of the others as a control; nothing where all look alike."""
+    named = dict(enumerate(differences))
+    planned = ratings.plan(named, count, random.Random(seed))
+    visible = sum(x >= ratings.VISIBLE for x in differences)
+    controls = sum(trial.control for trial in planned)
+    assert controls == (min(count // 5, len(named) - visible) if visible else 0)
+    assert len(planned) - controls == min(count - controls, visible)
+    assert len({trial.song for trial in planned}) == len(planned)
+    for trial in planned:
+        assert trial.difference == named[trial.song]
+        assert trial.control == (trial.difference < ratings.VISIBLE)
+    assert abs(2 * sum(trial.adapted_side == "left" for trial in planned) - len(planned)) <= 1
+
+
+def test_plans_are_drawn_by_lot():
+    same = dict.fromkeys(range(30), 0.2)
+    first, second = (ratings.plan(same, 10, random.Random(seed)) for seed in (0, 1))
+    assert first != second
+
+
+def test_how_far_curves_are_apart():
+    """In the dimension where it is more, wherever there is something."""
+    first = np.array([[0.0, 0.5], [0.1, 0.5], [np.nan, 0.5]])
+    assert ratings.apart(first, first + [0.2, -0.1]) == pytest.approx(0.2)
+    assert ratings.apart(first, np.array([0.0, -0.5]) * first) == pytest.approx(0.75)
+    assert ratings.apart(first * [1, np.nan], first + [0.2, 0.9]) == pytest.approx(0.2)
+
+
+def test_trials_needed_have_the_power_that_is_said():
+    """By simulating the test itself; fewer have less."""
+    from scipy.stats import binomtest
+
+    needed = ratings.trials_needed()
+    assert needed == ratings.trials_needed(0.4)  # chance lies between
+    assert ratings.trials_needed(0.7) < needed / 3
+    drawn = np.random.default_rng(0).binomial(needed, ratings.PREFERENCE, 400)
+    told = np.mean([binomtest(int(x), needed).pvalue < ratings.SIGNIFICANCE for x in drawn])
+    assert told == pytest.approx(0.8, abs=0.06)  # three standard errors of 400 draws
+    chosen = np.arange(needed)  # of one trial less, which is not enough, by all that may come out
+    from scipy.stats import binom
+
+    significant = [binomtest(int(x), needed - 1).pvalue < ratings.SIGNIFICANCE for x in chosen]
+    assert binom.pmf(chosen, needed - 1, 0.6) @ significant < 0.8
+    assert f"{needed} rated trials" in ratings.needed_in_words(10)
+
+
+def test_a_study_of_version_1_goes_on(tmp_path):
+    store = Store(tmp_path / "s.sqlite")
+    who, song = store.add_participant("a"), store.song_number("d", "x")
+    adaptation = store.add_adaptation(who, song)
+    with store._writing() as db:
+        db.execute("ALTER TABLE trial DROP COLUMN difference")
+        db.execute("ALTER TABLE trial DROP COLUMN control")
+        db.execute("INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind) VALUES (?, ?, ?, 0, 'left', 1)", (who.id, adaptation, song))  # fmt: skip
+        db.execute("PRAGMA user_version = 1")
+    (trial,) = Store(tmp_path / "s.sqlite").trials(who)
+    assert (trial["difference"], trial["control"]) == (None, 0)
+    Store(tmp_path / "s.sqlite")
 
 
 def test_the_summary_is_what_was_answered():
     def trial(who, adapted, chosen, fit_left, fit_right):
         return {"participant": who, "adapted_side": adapted, "chosen_side": chosen, "fit_left": fit_left,
-                "fit_right": fit_right, "rated": 1.0}  # fmt: skip
+                "fit_right": fit_right, "rated": 1.0, "control": 0}  # fmt: skip
 
     trials = [trial(1, "left", "left", 6, 3), trial(1, "right", "left", 4, 5), trial(2, "right", "right", 2, 7),
-              trial(2, "left", "left", 7, 2), {"rated": None}]  # fmt: skip
+              trial(2, "left", "left", 7, 2), {"rated": None, "control": 0}]  # fmt: skip
     found = ratings.summarise(trials)
     assert (found["rated"], found["chose_adapted"], found["share"]) == (4, 3, 0.75)
     # Wilson's, by hand: more digits than the tolerance needs.
     assert found["share_low"] == pytest.approx(0.3006, abs=1e-3)
     assert found["share_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert found["p"] == pytest.approx(
+        10 / 16
+    )  # of 16 outcomes those with 3 or more, or 1 or fewer
+    control = trial(1, "left", "right", 1, 7) | {"control": 1}
+    alone = {"controls": 1, "controls_chose_adapted": 0}
+    assert ratings.summarise([*trials, control]) == found | alone
+    assert ratings.summarise([control]) == {"trials": 0, "rated": 0} | alone
     assert found["fit_difference"] == pytest.approx((3 + 1 + 5 + 5) / 4)
     assert found["fit_low"] <= found["fit_difference"] <= found["fit_high"]
     assert ratings.summarise([]) == {"trials": 0, "rated": 0}
@@ -297,6 +359,55 @@ def test_annotating_adapting_and_looking(person, studio):
     assert (np.sign(mean) == np.sign(wanted)).all()  # the curve moves to where the listener drew
     own = load_model(study.modelling.model_folder(adaptation["number"]))
     assert "personalised" in own.info.note
+
+
+def test_what_it_knows_about_you_grows_with_songs(person, studio):
+    """In numbers (the band) and in words; of the songs that were drawn there is an overlay."""
+    _, study = studio
+    other = song_named(study, "four").number
+    assert person.state()["about"] is None
+    widths = [_band_width(person, other)]
+    for count, name in enumerate(("one", "two", "three"), 1):
+        song = song_named(study, name).number
+        person.annotate(song, 0.8, -0.6)
+        person.adapt(song)
+        about = person.state()["about"]
+        assert about["songs"] == count and f"your {count} song" in about["words"][1]
+        widths.append(_band_width(person, other))
+        drawn = person.get(f"/songs/{song}/curves").json()["drawn"]
+        assert sum(row != [None, None] for row in drawn) > 80
+    assert person.get(f"/songs/{other}/curves").json()["drawn"] is None
+    assert about["words"][0].startswith("You hear this music")
+    known = study.modelling._loaded.listeners
+    for dimension, spread in enumerate((known.arousal, known.valence)):
+        expected = [np.subtract(*spread.band(songs)[::-1]) for songs in range(4)]
+        np.testing.assert_allclose(
+            [width[dimension] for width in widths], expected, atol=2e-4
+        )  # four decimals, twice
+
+
+def test_the_home_page_knows_which_song_would_tell_most(person, studio):
+    """One that is not drawn, wherever there is one."""
+    _, study = studio
+    study.modelling.wait_until_warm()
+    seen = []
+    for _ in range(len(study.library)):
+        suggested = person.state()["suggested"]
+        assert suggested == person.state()["suggested"] not in seen
+        seen.append(suggested)
+        person.annotate(suggested, 0.2, 0.2, dimension="arousal")
+        assert person.state()["suggested"] == suggested  # half of it is drawn
+        person.annotate(suggested, 0.2, 0.2, dimension="valence")
+    assert set(seen) == {song.number for song in study.library.of(person.who)}
+    assert person.state()["suggested"] is None
+
+
+def _band_width(person, song):
+    """Of both dimensions, where the scale does not cut the band off."""
+    low, high = np.array(person.get(f"/songs/{song}/curves").json()["band"])
+    inside = (low > -1.0) & (high < 1.0)
+    assert inside.any(axis=0).all()
+    return [np.median((high - low)[inside[:, k], k]) for k in range(2)]
 
 
 def test_one_dimension_at_a_time(person, studio):
@@ -411,6 +522,21 @@ def test_rating_is_blind_and_counted(person, studio):
     )  # the study is not, and says so
 
 
+def test_curves_that_look_alike_are_not_asked_about(person, studio, monkeypatch):
+    """It says so, and asks when another song has moved them apart."""
+    _, study = studio
+    person.annotate(song_named(study, "one").number, 0.6, 0.6)
+    person.adapt(song_named(study, "one").number)
+    monkeypatch.setattr(ratings, "VISIBLE", 1.9)
+    answer = person.get("/trial").json()
+    assert answer["alike"] and answer["most"] < answer["needed"] == 1.9
+    assert not study.store.trials(person.who)
+    monkeypatch.setattr(ratings, "VISIBLE", answer["most"] - 1e-6)
+    assert "trial" in person.get("/trial").json()
+    trials = study.store.trials(person.who)
+    assert max(trial["difference"] for trial in trials) == pytest.approx(answer["most"])
+
+
 # ---- The owner, and what leaves.
 
 
@@ -492,7 +618,8 @@ def test_tables_for_the_owner(person, studio, owner):
     number = study.store.add_adaptation(person.who, song_named(study, "one").number)
     study.store.end_adaptation(number, before=0.2, after=0.1)
     planned = [
-        (song_named(study, name).number, "left") for name in ("two", "three", "four", "five")
+        PlannedTrial(song_named(study, name).number, "left", 0.1, name == "five")
+        for name in ("two", "three", "four", "five")
     ]
     study.store.add_trials(person.who, number, planned, blind=False)
     for trial in study.store.trials(person.who):
@@ -503,7 +630,9 @@ def test_tables_for_the_owner(person, studio, owner):
     assert text.startswith("participant,position,song,adapted_side")
     assert "'=1+1" in text and ",=1+1" not in text
     summary = json.loads(owner.get("/owner/export/summary.json").text)
-    assert summary["overall"]["rated"] >= 4
+    assert summary["overall"]["rated"] >= 3 and summary["overall"]["controls"] >= 1
+    assert summary["needed"] == ratings.trials_needed()
+    assert text.splitlines()[-1].endswith(",0.1000,1,'=1+1")
     recorded = owner.get("/owner/export/recorded.csv").text.splitlines()
     assert recorded[0].startswith("participant,song,take") and len(recorded) > 1000
 
@@ -518,6 +647,116 @@ def test_people_take_their_model_with_them(person, studio, tmp_path):
     assert (tmp_path / "figures" / f"{song.number}.svg").read_text().startswith("<svg")
     drawn, curve = tmp_path / "annotations" / f"{song.number}.csv", tmp_path / "curves" / f"{song.number}.csv"  # fmt: skip
     assert drawn.read_text().startswith("time,arousal,valence") and curve.is_file()
+
+
+# ---- Privacy.
+
+
+def _holds(folder, *texts):
+    """Files below a folder whose bytes hold one of these, or whose names do."""
+    return [
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if any(text in str(path.relative_to(folder)) for text in texts)
+        or (path.is_file() and any(text.encode() in path.read_bytes() for text in texts))
+    ]
+
+
+def test_somebody_who_is_forgotten_leaves_nothing(studio, owner):
+    """Of what they did, wrote and brought, not even in free pages of the database; others keep what is theirs."""
+    address, study = studio
+    gone, stays = Person(address, study, "Ann Onymous"), Person(address, study, "Ben Stays")
+    song = song_named(study, "one")
+    for somebody in (gone, stays):
+        somebody.annotate(song.number, 0.6, 0.6)
+        somebody.adapt(song.number)
+        assert somebody.get("/export.zip").status_code == 200
+    brought = upload(gone, "ann's secret.wav", sound(36.5)).json()["number"]
+    shared = [upload(x, "shared.wav", sound(37.5)).json()["number"] for x in (gone, stays)][0]
+    study.modelling.wait_until_warm()
+    number = study.store.all_adaptations(gone.who)[-1]
+    study.store.add_trials(gone.who, number, [PlannedTrial(song.number, "left")], blind=False)
+    (trial,) = study.store.trials(gone.who)
+    study.store.rate(gone.who, trial["id"], chosen_side="left", fits=(5, 2), comment="my private comment", listened=1.0)  # fmt: skip
+    assert owner.get("/owner/export/corpus.zip").status_code == 200
+    digest = study.library.get(brought).digest
+    traces = ("Ann Onymous", gone.who.token, "my private comment", "ann's secret", digest)
+    assert len(_holds(study.folder, *traces)) >= 4
+    kept = study.store.entries(study.store.finished_takes(stays.who)[-1]["id"])
+
+    refused = httpx.post(f"{address}/owner/participants/{gone.who.id}/forget", json={})
+    assert refused.status_code == 403
+    assert owner.post(f"/owner/participants/{gone.who.id}/forget", json={}).status_code == 200
+
+    assert _holds(study.folder, *traces) == []
+    assert not study.modelling.model_folder(number).exists()
+    assert not list(study.folder.rglob(f"adapted-{number}"))
+    assert gone.get("/state").status_code == 404
+    assert study.library.get(brought) is None and study.library.get(shared) is not None
+    for table in ("take", "adaptation", "trial", "upload"):
+        assert not study.store.rows(f"SELECT 1 FROM {table} WHERE participant = ?", gone.who.id)
+    assert not study.store.rows("SELECT 1 FROM entry WHERE take NOT IN (SELECT id FROM take)")
+    assert study.store.entries(study.store.finished_takes(stays.who)[-1]["id"]) == kept
+    assert stays.get(f"/songs/{song.number}/curves").json()["after"] is not None
+    assert owner.post(f"/owner/participants/{gone.who.id}/forget", json={}).status_code == 404
+    assert study.store.add_participant("new").id > gone.who.id  # an id is nobody else's
+
+
+def test_what_was_asked_for_by_somebody_who_is_forgotten_is_not_done(person, studio):
+    _, study = studio
+    song = song_named(study, "one").number
+    person.annotate(song, 0.6, 0.6)
+    release = threading.Event()
+    study.modelling._add(0, release.wait)  # the thread is busy
+    number = person.post(f"/songs/{song}/adapt").json()["number"]
+    with ThreadPoolExecutor(1) as pool:
+        forgotten = pool.submit(study.modelling.forget, person.who)
+        while study.modelling._jobs.qsize() < 2:
+            time.sleep(0.01)
+        release.set()
+        forgotten.result()
+    study.modelling._adapt(number, person.who)
+    assert not study.modelling.model_folder(number).exists()
+    assert study.store.participant(person.who.token) is None
+
+
+def test_exports_hold_no_names(studio, owner):
+    """Of people, and of songs that they brought; links neither."""
+    address, study = studio
+    somebody = Person(address, study, "Cleo Patra")
+    number = upload(somebody, "cleo sings.wav", sound(38.5)).json()["number"]
+    somebody.annotate(number, 0.2, 0.2, seconds=38.0)
+    with zipfile.ZipFile(io.BytesIO(owner.get("/owner/export/corpus.zip").content)) as archive:
+        texts = [archive.read(name).decode(errors="ignore") + name for name in archive.namelist()]
+    texts += [owner.get(f"/owner/export/{name}").text for name in ("ratings.csv", "recorded.csv", "summary.json")]  # fmt: skip
+    for text in texts:
+        assert not any(word in text for word in ("Cleo", "cleo", somebody.who.token))
+    assert any(f"{number}," in text for text in texts)
+    assert "What is kept" in somebody.get("").text
+
+
+def test_forgetting_on_the_command_line(tmp_path, capsys):
+    study = tmp_path / "study"
+    study.mkdir()
+    store = Store(study / "study.sqlite")
+    for name in ("ann", "ben", "ben"):
+        store.add_participant(name)
+
+    def run(name):
+        return main(["studio", "--study", str(study), "--forget", name])
+
+    assert run("cleo") == 2 and "nobody is called cleo; there are listener001 (ann)" in capsys.readouterr().err  # fmt: skip
+    assert run("ben") == 2 and "several people are called ben" in capsys.readouterr().err
+    assert run("ann") == 0 and "listener001 is deleted" in capsys.readouterr().out
+    assert run("listener003") == 0
+    assert [who.name for who in store.participants()] == ["ben"]
+    assert _holds(study, "ann") == []
+    with serving.lock_of(study):
+        assert run("ben") == 2 and "a studio runs here" in capsys.readouterr().err
+    assert main(["studio", "--study", str(tmp_path), "--forget", "x"]) == 2
+    assert "no study is here" in capsys.readouterr().err
+    assert main(["studio", "--study", str(study)]) == 2
+    assert "--songs is needed" in capsys.readouterr().err
 
 
 # ---- Who may ask for what.

@@ -197,6 +197,61 @@ def test_from_a_song_to_a_model_and_a_corpus(page, person, studio, tmp_path):
     assert main(["prepare", "deam", "--root", str(tmp_path / "deam"), "--out", str(tmp_path / "data"), "--features", "tiny", "--embedding", "spectral", "--quiet"]) == 0  # fmt: skip
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_three_songs_and_what_is_known_of_somebody(browser, person, studio, tmp_path, scheme):
+    """The suggested song each time; after each the words say more songs, and the band is narrower; then they are deleted."""
+    address, study = studio
+    study.modelling.wait_until_warm()
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1000, "height": 900})
+    page = context.new_page()
+    page.goto(person.page)
+    page.get_by_role("button", name="I know how it works").click()
+    widths = []
+    for count in (1, 2, 3):
+        row = page.locator("#songs li", has_text="suggested next")
+        row.wait_for()
+        suggested = person.state()["suggested"]
+        assert row.count() == 1 and row.locator(f"#annotate-{suggested}").count() == 1
+        if count == 1:  # by hand; the others as a browser would send them
+            row.get_by_role("link", name="Annotate").click()
+            play(page)
+            draw_until(page, 6.0)
+            page.click("#done")
+            page.wait_for_url(person.page)
+        else:
+            person.annotate(suggested, 0.6, -0.5)
+            page.reload()
+        page.locator(f"#adapt-{suggested}").click()
+        words = f"before your {count} song"
+        page.locator("#adaptation-words", has_text=words).wait_for(timeout=20_000)
+        page.locator("#adaptation-text", has_text="song that you drew" if count == 1 else f"{count} songs that you drew").wait_for()  # fmt: skip
+        other = person.state()["suggested"]
+        page.goto(f"{person.page}/curves?song={other}")
+        until(page, "document.getElementById('chart').dataset.lines?.includes('yours after')")
+        assert page.locator("#about", has_text="You hear this music").is_visible()
+        low, high = page.evaluate("document.getElementById('chart').data.filter(({name, yaxis}) => name === 'you, probably' && yaxis === 'y').map(({y}) => y)")  # fmt: skip
+        widths.append(np.median(np.subtract(high, low)))
+        page.screenshot(path=tmp_path / f"curves{count}-{scheme}.png")
+        if count == 3:  # a song that was drawn has an overlay
+            page.goto(f"{person.page}/curves?song={suggested}")
+            until(page, "document.getElementById('chart').dataset.lines?.includes('what you drew')")
+            page.screenshot(path=tmp_path / f"drawn-{scheme}.png")
+        page.goto(person.page)
+    page.screenshot(path=tmp_path / f"home-{scheme}.png", full_page=True)
+    assert widths[0] > widths[1] > widths[2]
+    page.get_by_text("What is kept").click()
+    assert page.get_by_text("The owner can delete all that is yours").is_visible()
+
+    page.goto(f"{address}/owner?key={study.key}")
+    page.on("dialog", lambda dialog: dialog.accept())
+    name = f"listener{person.who.id:03d}"
+    page.get_by_role("button", name=f"Delete {name}").click()
+    page.get_by_role("cell", name=name, exact=True).wait_for(state="detached")
+    page.screenshot(path=tmp_path / f"owner-{scheme}.png", full_page=True)
+    assert person.get("/state").status_code == 404
+    context.close()
+
+
 def test_samples_carry_the_position_of_the_sound(page, person, studio):
     """Also after a pause, a jump, and while the page is busy drawing."""
     _, study = studio

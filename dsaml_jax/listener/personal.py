@@ -30,9 +30,8 @@ from dsaml_jax.runs import LoadedModel, Person, save_model
 Adapting = Literal["prior", "steps"]
 """How a model becomes a person's: by what is known of listeners in general, or by the inner steps of meta-learning."""
 
-
-DIGEST_LENGTH = 16
-"""Hexadecimal digits of the SHA-256 of a sound file that a song is known by."""
+DIGEST_DIGITS = 16
+"""Of the SHA-256 of a sound file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class AnnotatedSong:
 
     Attributes:
       name: for people.
-      digest: of its sound file, :data:`DIGEST_LENGTH` digits: the same song is known again by it.
+      digest: of its sound file, :data:`DIGEST_DIGITS` digits: the same song is known again by it.
       labels: `[n, 2]` arousal and valence, NaN where unlabelled.
       features: of the song; None where `curve` is enough.
       curve: `[n, 2]` that everyone's model says of it, where that is known already.
@@ -111,16 +110,20 @@ def annotated_song(
         )
     labels = of_learned(loaded, on_grid(drawn, steps, max_gap=convention.max_gap))
     require_enough(labels, str(annotations), convention.max_gap)
-    with audio.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_LENGTH]
     return AnnotatedSong(
         audio.name,
-        digest,
+        sound_digest(audio),
         labels,
         features,
         empty_cells=empty_cells([drawn]),
         leaves_gaps=convention.leaves_gaps([drawn]),
     )
+
+
+def sound_digest(audio: Path) -> str:
+    """By which a song is known again: of the bytes of its file."""
+    with audio.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
 def personalize(

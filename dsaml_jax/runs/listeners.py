@@ -60,6 +60,23 @@ class Spread:
         known = songs * self.between
         return known / (known + self.within) if known > 0.0 else 0.0
 
+    def unknown(self, songs: int, share: float | None = None) -> float:
+        """Variance of what is not known of a person's level after so many songs.
+
+        Args:
+          songs: that are known.
+          share: of the mean difference on them that is taken for the level; None: :meth:`share`, which leaves the least,
+            `(1 - share) between`.
+        """
+        if not songs:
+            return self.between
+        taken = self.share(songs) if share is None else share
+        return (1.0 - taken) ** 2 * self.between + taken**2 * self.within / songs
+
+    def error(self, songs: int, share: float | None = None) -> float:
+        """Root mean squared error to be expected on a further song; see :meth:`unknown`."""
+        return math.sqrt(self.unknown(songs, share) + self.within + self.moving)
+
     def band(self, songs: int) -> tuple[float, float]:
         """Bounds of the band around the curve of a person of whom so many songs are known."""
         rest = self.within + self.moving
@@ -105,6 +122,22 @@ class Listeners:
                 found[dimension] = share * known.mean()
         return found
 
+    def deviation(self, songs: tuple[int, int]) -> np.ndarray:
+        """`[2]` standard deviation of what is not known of a person's level, see :meth:`Spread.unknown`; NaN of what nobody drew.
+
+        Args:
+          songs: of how many of the person's songs each dimension is known.
+        """
+        unknown = [x.unknown(count, self.strength) if x else math.nan for x, count in self._with(songs)]  # fmt: skip
+        return np.sqrt(unknown)
+
+    def error(self, songs: tuple[int, int]) -> np.ndarray:
+        """`[2]` RMSE to be expected on a further song of a person; NaN of what nobody drew."""
+        return np.array([x.error(count, self.strength) if x else math.nan for x, count in self._with(songs)])  # fmt: skip
+
+    def _with(self, songs: tuple[int, int]) -> list[tuple[Spread | None, int]]:
+        return list(zip((self.arousal, self.valence), songs, strict=True))
+
     def band(
         self, curve: np.ndarray, songs: tuple[int, int] = (0, 0)
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +147,7 @@ class Listeners:
           curve: NaN where nothing is predicted.
           songs: of how many of the person's songs each dimension is known.
         """
-        spreads = zip((self.arousal, self.valence), songs, strict=True)
-        offsets = [(math.nan, math.nan) if x is None else x.band(count) for x, count in spreads]
+        offsets = [x.band(count) if x else (math.nan, math.nan) for x, count in self._with(songs)]
         low, high = np.array(offsets, np.float32).T
         return np.clip(curve + low, -1.0, 1.0), np.clip(curve + high, -1.0, 1.0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 import random
 import secrets
@@ -35,6 +34,7 @@ from starlette.staticfiles import StaticFiles
 from data_prep.base import STEPS_PER_SECOND, DataError, printable
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio import export, ratings
+from dsaml_jax.studio.forgetting import corpus_export, own_export
 from dsaml_jax.studio.guard import Guard, Session, same
 from dsaml_jax.studio.library import MOST_UPLOAD_BYTES, Library, StudioSong
 from dsaml_jax.studio.modelling import Modelling, curve_rows
@@ -90,6 +90,7 @@ def application(study: Study, hosts: list[str]) -> Starlette:
         Route("/owner", pages.owner),
         Route("/owner/login", pages.login, methods=["POST"]),
         Route("/owner/participants", pages.add_participant, methods=["POST"]),
+        Route("/owner/participants/{number:int}/forget", pages.forget, methods=["POST"]),
         Route("/owner/state", pages.owner_state),
         Route("/owner/export/{what}", pages.owner_export),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
@@ -211,7 +212,10 @@ class _Pages:
             return await self._let_in(request, key)
         if not self._session.holds(request):
             return _page("login.html", failed=False)
-        return _page("owner.html", blind=self._study.blind, refused=self._library.refused, songs=list(self._library))  # fmt: skip
+        return _page(
+            "owner.html", blind=self._study.blind, refused=self._library.refused, songs=list(self._library),
+            needed=ratings.needed_in_words(self._study.ratings),
+        )  # fmt: skip
 
     async def login(self, request: Request) -> Response:
         """Takes the password from the form."""
@@ -240,6 +244,19 @@ class _Pages:
         who = await run_in_threadpool(self._store.add_participant, printable(name.strip()))
         return JSONResponse({"token": who.token})
 
+    async def forget(self, request: Request) -> Response:
+        """Deletes a participant and all that is theirs."""
+        self._require_owner(request)
+        await _json(request)
+        people = await run_in_threadpool(self._store.participants)
+        number = _number(request, "number")
+        found = [who for who in people if who.id == number]
+        if not found:
+            raise HTTPException(404, "There is no such participant.")
+        # No export is written meanwhile.
+        await to_thread.run_sync(self._modelling.forget, found[0], limiter=self._exporting)
+        return JSONResponse({})
+
     async def owner_state(self, request: Request) -> Response:
         """Who has done what."""
         self._require_owner(request)
@@ -250,7 +267,7 @@ class _Pages:
         for who in self._store.participants():
             trials = self._store.trials(who)
             people.append({
-                "id": ratings.listener_id(who), "name": who.name, "token": who.token,
+                "id": ratings.listener_id(who), "number": who.id, "name": who.name, "token": who.token,
                 "annotated": len({take["song"] for take in self._store.finished_takes(who)}),
                 "adapted": bool(self._store.adaptations(who)),
                 "rated": sum(trial["rated"] is not None for trial in trials), "trials": len(trials),
@@ -270,7 +287,7 @@ class _Pages:
             text = await run_in_threadpool(tables[what], self._store)
             return PlainTextResponse(text, headers=_attached(what))
         if what == "corpus.zip":
-            path = self._study.folder / "export" / what
+            path = corpus_export(self._study.folder)
             await self._export(export.write_corpus, path)
             return FileResponse(path, filename=what)
         raise HTTPException(404, "There is no such file.")
@@ -344,6 +361,8 @@ class _Pages:
             "SELECT 1 FROM take WHERE participant = ? AND practice AND finished IS NOT NULL", who.id
         )
         trials = self._store.trials(who)
+        hidden = self._hidden(who)
+        ready = self._store.adaptations(who)
         latest = self._store.row(
             "SELECT * FROM adaptation WHERE participant = ? ORDER BY id DESC", who.id
         )
@@ -356,10 +375,20 @@ class _Pages:
             }  # fmt: skip
         return {
             "songs": songs,
+            "suggested": self._modelling.suggested(
+                who,
+                {
+                    number
+                    for number, dimensions in drawn.items()
+                    if dimensions >= set(self._modelling.learned)
+                },
+            ),
             "learned": self._modelling.learned,
             "practised": practised is not None,
             "adaptation": adaptation,
-            "hidden": self._hidden(who),
+            # In a blind study it would say which curve is theirs.
+            "about": self._modelling.about(ready[-1]["id"]) if ready and not hidden else None,
+            "hidden": hidden,
             "rated": sum(trial["rated"] is not None for trial in trials),
             "to_rate": len(trials) or min(self._study.ratings, len(self._ratable(who))),
         }
@@ -462,7 +491,12 @@ class _Pages:
         if not adaptations:
             raise HTTPException(409, "Annotate a song and adapt first.")
         if not self._store.trials(who):
-            planned = ratings.plan(self._ratable(who), self._study.ratings, random.Random(secrets.randbits(64)))  # fmt: skip
+            differences = self._differences(who, adaptations[-1]["id"])
+            if differences is None:
+                return {"waiting": True}
+            planned = ratings.plan(differences, self._study.ratings, random.Random(secrets.randbits(64)))  # fmt: skip
+            if differences and not planned:
+                return {"alike": True, "most": max(differences.values()), "needed": ratings.VISIBLE}
             self._store.add_trials(who, adaptations[-1]["id"], planned, blind=self._study.blind)
         trials = self._store.trials(who)
         for trial in trials:
@@ -478,6 +512,19 @@ class _Pages:
                 }  # fmt: skip
         return {"done": True, "of": len(trials)}
 
+    def _differences(self, who: Participant, adaptation: int) -> dict[int, float] | None:
+        """Of each song that they can rate, how far the two curves are apart; None while some are not computed."""
+        found = {}
+        for number in self._ratable(who):
+            song = self._library.get(number)
+            if song is None:
+                continue
+            before, after = (self._modelling.curve(key, song) for key in ("before", str(adaptation)))  # fmt: skip
+            if before is None or after is None:
+                return None
+            found[number] = ratings.apart(before, after)
+        return found
+
     async def answer(self, request: Request) -> Response:
         """Keeps a rating."""
         who = await run_in_threadpool(self._who, request)
@@ -492,8 +539,7 @@ class _Pages:
         who = await run_in_threadpool(self._who, request)
         if await run_in_threadpool(self._hidden, who):
             raise HTTPException(403, "You can have your model when you have rated all songs.")
-        name = hashlib.sha256(who.token.encode()).hexdigest()[:16]
-        path = self._study.folder / "export" / f"{name}.zip"
+        path = own_export(self._study.folder, who)
         await self._export(export.write_own, path, who)
         return FileResponse(path, filename="my_ears.zip")
 

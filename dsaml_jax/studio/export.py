@@ -26,7 +26,7 @@ deam/    DEAM's layout, 2 Hz from second {ANNOTATION_START:g} on, where DEAM beg
            dsaml prepare deam --root deam --out DATA
 folder/  all that was drawn, from the first second on:
            dsaml prepare folder --root folder --out DATA
-songs.csv says which file a song was.
+songs.csv says which file a song was; what participants brought has no name there.
 """
 
 
@@ -47,7 +47,8 @@ def write_corpus(path: Path, store: Store, library: Library, modelling: Modellin
     }  # fmt: skip
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:  # fmt: skip
         archive.writestr("README.txt", README)
-        archive.writestr("songs.csv", csv_text(("song_id", "file"), ((song.number, plain_cell(song.name)) for song in drawn)))  # fmt: skip
+        named = ((song.number, plain_cell(song.name) if song.brought_by is None else "") for song in drawn)  # fmt: skip
+        archive.writestr("songs.csv", csv_text(("song_id", "file"), named))
         archive.writestr("folder/annotations.csv", csv_text(("song_id", "annotator_id", "time", "arousal", "valence"), _points(drawn)))  # fmt: skip
         for name, text in _deam_tables(drawn).items():
             archive.writestr(f"deam/{name}", text)
@@ -120,7 +121,7 @@ def recorded_table(store: Store) -> str:
 def ratings_table(store: Store) -> str:
     """CSV of every trial; comments cannot become formulas."""
     header = ("participant", "position", "song", "adapted_side", "chosen_side", "chose_adapted", "fit_adapted", "fit_unadapted",
-              "fit_left", "fit_right", "listened_seconds", "rated", "blind", "adaptation", "comment")  # fmt: skip
+              "fit_left", "fit_right", "listened_seconds", "rated", "blind", "adaptation", "difference", "control", "comment")  # fmt: skip
 
     def row(who: Participant, trial: Row) -> tuple[object, ...]:
         adapted = trial["adapted_side"]
@@ -130,7 +131,8 @@ def ratings_table(store: Store) -> str:
             int(trial["chosen_side"] == adapted), fit_adapted, fit_unadapted,
             trial["fit_left"], trial["fit_right"], round(trial["listened"], 1),
             datetime.datetime.fromtimestamp(trial["rated"], datetime.UTC).isoformat(timespec="seconds"),
-            trial["blind"], trial["adaptation"], plain_cell(trial["comment"]),
+            trial["blind"], trial["adaptation"],
+            "" if trial["difference"] is None else f"{trial['difference']:.4f}", trial["control"], plain_cell(trial["comment"]),
         )  # fmt: skip
 
     return csv_text(

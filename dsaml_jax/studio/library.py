@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as TookTooLong
@@ -128,6 +129,11 @@ class Library:
         with self._lock:
             self._songs.pop(song.number, None)
 
+    def forget(self, number: int) -> None:
+        """Takes a song out that is to be deleted."""
+        with self._lock:
+            self._songs.pop(number, None)
+
     def _called(self, path: Path) -> str:
         here = self._folder if path.is_relative_to(self._folder) else path.parent
         return path.relative_to(here).as_posix()
@@ -188,7 +194,11 @@ class Library:
             path.unlink(missing_ok=True)
         if song.brought_by is None:
             return song
-        self._store.add_upload(who, song.number)
+        try:
+            self._store.add_upload(who, song.number)
+        except sqlite3.IntegrityError:
+            path.unlink(missing_ok=True)
+            raise DataError("this link belongs to nobody any more") from None
         return self._own(song, {who.id})
 
     def features(self, song: StudioSong) -> SongFeatures:

@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,23 @@ from data_prep.base import STEPS_PER_SECOND, DataError, replacing
 from data_prep.curves import fit, labelled_mean, on_grid
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
-    DIGEST_LENGTH,
+    DIGEST_DIGITS,
     AnnotatedSong,
     Variables,
     band_of,
     default_adapting,
+    how_sure,
+    how_you_hear,
     personalize,
     predict_features,
     require_enough,
     save_personalized,
+    song_embedding,
+    suggest,
     support_windows,
 )
 from dsaml_jax.runs import LoadedModel, Person, load_model, read_person, weights_digest
+from dsaml_jax.studio.forgetting import delete_song, forget
 from dsaml_jax.studio.library import Library, StudioSong
 from dsaml_jax.studio.store import Participant, Row, Store
 from dsaml_jax.studio.takes import drawn_curve
@@ -44,6 +50,7 @@ log = logging.getLogger("dsaml_jax.studio")
 
 _FIRST, _NOW, _SOON, _LATER = range(4)
 _MODELS_IN_MEMORY = 8
+_SUGGESTIONS_IN_MEMORY = 32
 
 
 @dataclasses.dataclass
@@ -82,12 +89,15 @@ class Modelling:
         loaded = dataclasses.replace(loaded, person=None)  # whoever takes part is somebody else
         self._loaded, self._everyone = loaded, everyone or loaded
         self._library, self._store = library, store
+        self._study = study
         self._curves, self._models = study / "cache" / "curves", study / "models"
         self._keys = {
             "before": f"model-{weights_digest(loaded)[:16]}",
             "everyone": f"model-{weights_digest(self._everyone)[:16]}",
         }
         self._stages: dict[int, str] = {}
+        self._embeddings: dict[str, np.ndarray] = {}
+        self._suggested: OrderedDict[tuple[tuple[str, ...], tuple[int, ...]], list[int]] = OrderedDict()  # fmt: skip
         self._personal: OrderedDict[int, Variables] = OrderedDict()
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()  # fmt: skip
         self._to_decode: queue.Queue[StudioSong | None] = queue.Queue()
@@ -151,6 +161,14 @@ class Modelling:
         bounds = None if curve is None else band_of(loaded, curve)
         return None if bounds is None else [curve_rows(bound) for bound in bounds]
 
+    def about(self, number: int) -> dict[str, Any]:
+        """What an adaptation knows of its person: `songs`, how many, 0 where it does not say; and `words`, sentences."""
+        person, listeners = self._person_of(number), self._loaded.listeners
+        if person is None or listeners is None:
+            return {"songs": 0, "words": []}
+        words = how_you_hear(listeners, person), how_sure(listeners, person)
+        return {"songs": len(person.songs), "words": [x for x in words if x]}
+
     def labels(self, who: Participant, song: StudioSong) -> np.ndarray | None:
         """`[n, 2]` what a participant drew for a song, NaN where nothing; None: nothing at all.
 
@@ -190,6 +208,45 @@ class Modelling:
         number = self._store.add_adaptation(who, song.number)
         self._add(_NOW, partial(self._adapt, number, who))
         return number
+
+    def suggested(self, who: Participant, drawn: set[int]) -> int | None:
+        """The number of the song that would tell most about a participant; None where all are drawn, or none is known yet.
+
+        Args:
+          who: sees other songs than somebody else.
+          drawn: numbers of the songs that they have drawn.
+        """
+        songs = [song for song in self._library.of(who) if song.digest in self._embeddings]
+        known = tuple(place for place, song in enumerate(songs) if song.number in drawn)
+        key = tuple(song.digest for song in songs), known
+        found = self._suggested.get(key)
+        if found is None:
+            embeddings = np.array([self._embeddings[song.digest] for song in songs])
+            found = self._suggested[key] = suggest(embeddings, known, 1)
+            if len(self._suggested) > _SUGGESTIONS_IN_MEMORY:
+                self._suggested.popitem(last=False)
+        return next((songs[place].number for place in found), None)
+
+    def forget(self, who: Participant) -> None:
+        """Deletes a person, and returns when nothing of them is left; see :func:`dsaml_jax.studio.forgetting.forget`."""
+        done: Future[None] = Future()
+
+        def job() -> None:
+            try:
+                for number in self._store.all_adaptations(who):
+                    self._personal.pop(number, None)
+                    self._stages.pop(number, None)
+                for song in self._store.brought_by_alone(who):
+                    self._library.forget(song.number)
+                    self._embeddings.pop(song.digest, None)
+                forget(self._study, self._store, who)
+            except BaseException as error:
+                done.set_exception(error)
+                raise
+            done.set_result(None)
+
+        self._add(_FIRST, job)  # between two jobs: none works for them meanwhile
+        done.result()
 
     @property
     def learned(self) -> tuple[str, ...]:
@@ -233,10 +290,16 @@ class Modelling:
         """Apart from the models: nobody's adaptation waits for a file that is hard to decode."""
         while (song := self._to_decode.get()) is not None:
             try:
-                self._library.features(song)
+                self._embeddings[song.digest] = song_embedding(self._library.features(song))
             except DataError as error:
+                if self._library.get(song.number) is None:  # forgotten
+                    continue
                 log.warning("left out: %s", error)
                 self._library.refuse(song, str(error))
+                continue
+            if self._library.get(song.number) is None:
+                self._embeddings.pop(song.digest, None)
+                delete_song(self._study, song.digest)
                 continue
             self._add(_LATER, partial(self._predict_general, song))
             for number in self._store.adaptations_in_use():
@@ -254,11 +317,14 @@ class Modelling:
                 np.save(file, curve.clip(-1.0, 1.0))
 
     def _predict_general(self, song: StudioSong) -> None:
+        if self._library.get(song.number) is None:
+            return
         self._predict("before", self._loaded, self._loaded.variables, song)
         self._predict("everyone", self._everyone, self._everyone.variables, song)
 
     def _predict_adapted(self, number: int, song: StudioSong) -> None:
-        self._predict(str(number), self._loaded, self._variables_of(number), song)
+        if self._store.adaptation(number) is not None and self._library.get(song.number) is not None:  # fmt: skip
+            self._predict(str(number), self._loaded, self._variables_of(number), song)
 
     def _variables_of(self, number: int) -> Variables:
         if number not in self._personal:
@@ -284,6 +350,8 @@ class Modelling:
         personalize(self._loaded, [AnnotatedSong("warming up", "", labels, features)])
 
     def _adapt(self, number: int, who: Participant) -> None:
+        if self._store.adaptation(number) is None:  # they were forgotten
+            return
         try:
             self._stages[number] = "listening to your songs"
             songs = self._drawn(who)
@@ -322,7 +390,7 @@ class Modelling:
                 steps = len(features.log_mel)
             drawn = fit(labels, steps)
             found.append(
-                AnnotatedSong(song.name, song.digest[:DIGEST_LENGTH], drawn, features, curve)
+                AnnotatedSong(song.name, song.digest[:DIGEST_DIGITS], drawn, features, curve)
             )
         return found
 

@@ -16,7 +16,9 @@ from data_prep.analysis import embedder
 from data_prep.base import replacing
 from dsaml_jax.errors import UsageError
 from dsaml_jax.runs import LoadedModel, at_strength, load_model, weights_digest
+from dsaml_jax.studio import ratings
 from dsaml_jax.studio.app import Study, application
+from dsaml_jax.studio.forgetting import DATABASE, lock_of
 from dsaml_jax.studio.guard import is_loopback
 from dsaml_jax.studio.library import Library
 from dsaml_jax.studio.modelling import Modelling
@@ -81,6 +83,8 @@ def serve(settings: Settings, say: Say) -> None:
         who = study.store.participants() or [study.store.add_participant("me")]
         study.modelling.wait_until_warm()
         say(f"songs: {len(study.library)}" + "".join(f"\nleft out: {why}" for why in study.library.refused.values()))  # fmt: skip
+        if settings.blind:
+            say(f"blind: {ratings.needed_in_words(settings.ratings)}")
         say(f"study's owner: {address}/owner?key={study.key}")
         say(f"{who[0].name}: {address}/p/{who[0].token}")
         config = uvicorn.Config(
@@ -101,14 +105,14 @@ def open_study(settings: Settings) -> Iterator[Study]:
     loaded = at_strength(load_model(settings.checkpoint), settings.strength)
     everyone = _everyone(settings, loaded)
     settings.study.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(settings.study / ".lock", timeout=0.0)
+    lock = lock_of(settings.study)
     try:
         lock.acquire()
     except filelock.Timeout:
         raise UsageError(f"{settings.study}: another studio runs here; stop it, or choose another --study") from None  # fmt: skip
     with contextlib.ExitStack() as ends:
         ends.callback(lock.release)
-        store = Store(settings.study / "study.sqlite")
+        store = Store(settings.study / DATABASE)
         identity = f"{weights_digest(loaded)} {loaded.info.config.meta}"
         if store.fix("model", identity) != identity:
             raise UsageError(

@@ -19,7 +19,7 @@ from typing import Any
 from dsaml_jax.errors import UsageError
 from dsaml_jax.studio.takes import Entry
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE study (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE song (number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, name TEXT NOT NULL);
@@ -42,8 +42,13 @@ CREATE TABLE trial (
   id INTEGER PRIMARY KEY, participant INTEGER NOT NULL REFERENCES participant, adaptation INTEGER NOT NULL REFERENCES adaptation,
   song INTEGER NOT NULL REFERENCES song, position INTEGER NOT NULL, adapted_side TEXT NOT NULL, blind INTEGER NOT NULL,
   chosen_side TEXT, fit_left INTEGER, fit_right INTEGER, comment TEXT, listened REAL, rated REAL,
+  difference REAL, control INTEGER NOT NULL DEFAULT 0,
   UNIQUE (participant, song), UNIQUE (participant, position));
 CREATE INDEX takes ON take (participant, song);
+"""
+_FROM_VERSION_1 = """
+ALTER TABLE trial ADD COLUMN difference REAL;
+ALTER TABLE trial ADD COLUMN control INTEGER NOT NULL DEFAULT 0;
 """
 
 Row = sqlite3.Row
@@ -60,6 +65,14 @@ class Participant:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredSong:
+    """A song that is known to the study: its number, and the digest of its bytes."""
+
+    number: int
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Take:
     """What a page records into.
 
@@ -72,6 +85,23 @@ class Take:
     number: int
     session: int
     entries: list[Entry]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedTrial:
+    """Two curves of a song to compare.
+
+    Attributes:
+      song: its number.
+      adapted_side: of `left` and `right`: which shows the adapted curve.
+      difference: how far the two are apart, see :func:`dsaml_jax.studio.ratings.apart`.
+      control: they are too much alike to be told apart.
+    """
+
+    song: int
+    adapted_side: str
+    difference: float | None = None
+    control: bool = False
 
 
 class Store:
@@ -91,6 +121,8 @@ class Store:
                 version = db.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")  # fmt: skip
+                elif version == 1:
+                    db.executescript(f"BEGIN; {_FROM_VERSION_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")  # fmt: skip
                 elif version != SCHEMA_VERSION:
                     raise UsageError(f"{path}: a study of another version ({version}); choose another --study")  # fmt: skip
         except sqlite3.DatabaseError as error:
@@ -103,6 +135,7 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA secure_delete = ON")
             self._local.db = db
         connection: sqlite3.Connection = self._local.db
         return connection
@@ -134,19 +167,45 @@ class Store:
 
     def add_participant(self, name: str) -> Participant:
         """A new person, with a token that nobody can guess."""
-        made = Participant(0, secrets.token_urlsafe(16), name, time.time())
         with self._writing() as db:
-            number = db.execute(
-                "INSERT INTO participant (token, name, created) VALUES (?, ?, ?)",
-                (made.token, made.name, made.created),
-            ).lastrowid
-        assert number is not None
-        return dataclasses.replace(made, id=number)
+            made = Participant(
+                _last_participant(db) + 1, secrets.token_urlsafe(16), name, time.time()
+            )
+            db.execute("INSERT INTO participant (id, token, name, created) VALUES (?, ?, ?, ?)", dataclasses.astuple(made))  # fmt: skip
+        return made
 
     def participant(self, token: str) -> Participant | None:
         """Whose token it is."""
         found = self.row("SELECT * FROM participant WHERE token = ?", token)
         return None if found is None else Participant(**found)
+
+    def forget(self, who: Participant) -> None:
+        """Deletes somebody, all that they did, and the songs that they alone brought; nothing of it is left in the file.
+
+        Their number is given to nobody else.
+        """
+        songs = [song.number for song in self.brought_by_alone(who)]
+        with self._writing() as db:
+            db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (_LAST_PARTICIPANT, str(_last_participant(db))))  # fmt: skip
+            db.execute("DELETE FROM entry WHERE take IN (SELECT id FROM take WHERE participant = ?)", (who.id,))  # fmt: skip
+            for table in ("trial", "take", "adaptation", "upload"):
+                db.execute(f"DELETE FROM {table} WHERE participant = ?", (who.id,))
+            db.execute("DELETE FROM participant WHERE id = ?", (who.id,))
+            db.executemany("DELETE FROM song WHERE number = ?", [(song,) for song in songs])
+        with self._write:
+            # What was deleted is overwritten (`secure_delete`); pages that were moved and the log hold older copies.
+            self._connection().execute("VACUUM")
+            while self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                time.sleep(0.01)  # somebody reads
+
+    def brought_by_alone(self, who: Participant) -> list[StoredSong]:
+        """Songs that somebody brought, and nobody else."""
+        rows = self.rows(
+            "SELECT number, digest FROM song JOIN upload ON song = number GROUP BY number "
+            "HAVING count(*) = 1 AND max(participant) = ?",
+            who.id,
+        )
+        return [StoredSong(*row) for row in rows]
 
     def participants(self) -> list[Participant]:
         """All, in the order they came."""
@@ -283,6 +342,14 @@ class Store:
                 (time.time(), error, before, after, number),
             )
 
+    def adaptation(self, number: int) -> Row | None:
+        """One, however far it is."""
+        return self.row("SELECT * FROM adaptation WHERE id = ?", number)
+
+    def all_adaptations(self, who: Participant) -> list[int]:
+        """Numbers of somebody's, those that failed too."""
+        return [row["id"] for row in self.rows("SELECT id FROM adaptation WHERE participant = ?", who.id)]  # fmt: skip
+
     def adaptations(self, who: Participant) -> list[Row]:
         """Those that worked, latest last."""
         return self.rows(
@@ -302,20 +369,22 @@ class Store:
         )
         return [row["id"] for row in found]
 
-    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[tuple[int, str]], *, blind: bool) -> None:  # fmt: skip
-        """Songs to rate, in order, with the side that shows the adapted curve; a person has one plan, the first.
+    def add_trials(self, who: Participant, adaptation: int, trials: Sequence[PlannedTrial], *, blind: bool) -> None:  # fmt: skip
+        """Songs to rate, in order; a person has one plan, the first.
 
         Args:
           who: rates.
           adaptation: which curves are theirs.
-          trials: song and side.
+          trials: the plan.
           blind: whether they see no named curves before.
         """
         with self._writing() as db:
             if db.execute("SELECT 1 FROM trial WHERE participant = ?", (who.id,)).fetchone() is None:  # fmt: skip
                 db.executemany(
-                    "INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind) VALUES (?, ?, ?, ?, ?, ?)",
-                    [(who.id, adaptation, song, place, side, blind) for place, (song, side) in enumerate(trials)],
+                    "INSERT INTO trial (participant, adaptation, song, position, adapted_side, blind, difference, control) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(who.id, adaptation, x.song, place, x.adapted_side, blind, x.difference, x.control)
+                     for place, x in enumerate(trials)],
                 )  # fmt: skip
 
     def trials(self, who: Participant) -> list[Row]:
@@ -333,6 +402,19 @@ class Store:
                 (chosen_side, *fits, comment, listened, time.time(), trial, who.id),
             ).rowcount
         return changed == 1
+
+
+_LAST_PARTICIPANT = "last participant"
+
+
+def _last_participant(db: sqlite3.Connection) -> int:
+    """The highest number that somebody has or had."""
+    (number,) = db.execute(
+        "SELECT max((SELECT coalesce(max(id), 0) FROM participant), "
+        "coalesce((SELECT CAST(value AS INTEGER) FROM study WHERE name = ?), 0))",
+        (_LAST_PARTICIPANT,),
+    ).fetchone()
+    return int(number)
 
 
 def _recording(db: sqlite3.Connection, take: int, session: int) -> tuple[float | None, int]:

@@ -5,6 +5,7 @@ keeps the batch that made a step fail.
 """
 
 from dsaml_jax.training.failures import Bundle, read_bundle, replay, replay_lines, write_bundle
+from dsaml_jax.training.levels import fit_levels
 from dsaml_jax.training.loop import train
 from dsaml_jax.training.start import judging_lines
 from dsaml_jax.training.steps import TrainState, make_optimizer, make_pdmer_step
@@ -12,6 +13,7 @@ from dsaml_jax.training.steps import TrainState, make_optimizer, make_pdmer_step
 __all__ = [
     "Bundle",
     "TrainState",
+    "fit_levels",
     "judging_lines",
     "make_optimizer",
     "make_pdmer_step",

@@ -38,3 +38,9 @@ export function element(tag, properties = {}, ...children) {
   made.append(...children);
   return made;
 }
+
+// What is known of somebody, sentence by sentence.
+export function showWords(place, about) {
+  const words = (about?.words ?? []).join(" ");
+  if (place.textContent !== words) place.textContent = words;
+}

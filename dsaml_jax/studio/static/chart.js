@@ -19,7 +19,7 @@ export async function drawChart(place, lines, step, band = null) {
         name: band.name, legendgroup: band.name, showlegend: place === 0 && bound === 1,
         x: curve.map((_, i) => i * step), y: curve.map((values) => values[column]),
         xaxis: "x", yaxis: `y${place ? "2" : ""}`, mode: "lines", line: { width: 0, color: band.color },
-        ...(bound && { fill: "tonexty", fillcolor: `${band.color}22` }), hoverinfo: "skip",
+        ...(bound && { fill: "tonexty", fillcolor: `${band.color}3a` }), hoverinfo: "skip",
       });
     }
   }

@@ -1,6 +1,6 @@
 // Everyone's curves, and one's own before and after adapting.
 
-import { base, element, get, wait } from "./api.js";
+import { base, element, get, showWords, wait } from "./api.js";
 import { columnsOf, drawChart, follow, inWords, onThemeChange } from "./chart.js";
 import { Plane, color } from "./plane.js";
 
@@ -71,7 +71,8 @@ async function show(song) {
     if (!waiting) await redraw();
     $("words").textContent = waiting ? "" : difference();
     $("quarters").textContent = known().filter(([key]) => !waiting && key !== "drawn").map(([key, name]) => `${name}: ${inWords(found[key])}.`).join(" ");
-    const { adaptation } = await get("/state");
+    const { adaptation, about } = await get("/state");
+    showWords($("about"), about);
     const adapting = adaptation !== null && !adaptation.finished && !adaptation.error;
     $("status").textContent = waiting ? "This song's curves are being computed …"
       : found.after ? "" : adapting ? "Your curve of this song is being computed …" : "Annotate a song and adapt to see your own curves.";

@@ -1,6 +1,6 @@
 // The list of songs, and the state of one's model.
 
-import { answer, base, clock, element, get, post, wait } from "./api.js";
+import { answer, base, clock, element, get, post, showWords, wait } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 const canLook = document.querySelector('#step-rate a[href$="/curves"]') !== null;
@@ -14,7 +14,7 @@ function toDraw(drawn, learned) {
   return drawn.length === 1 && drawn[0] === "arousal" ? "valence" : "arousal";
 }
 
-function songRow(song, adaptation, learned) {
+function songRow(song, adaptation, learned, suggested) {
   const complete = learned.every((dimension) => song.drawn.includes(dimension));
   const row = element("li", {},
     element("span", { className: "name" }, song.name, " ", element("span", { className: "faint" }, clock(song.seconds))));
@@ -34,24 +34,29 @@ function songRow(song, adaptation, learned) {
   } else if (song.drawn.length) {
     row.append(element("span", { className: "faint" }, `${song.drawn[0]} is drawn`));
   }
+  if (song.number === suggested) {
+    const why = "Of the songs that you have not drawn, the one that should tell most of how you hear the others: it is like many of them, and unlike those you drew.";
+    row.append(element("span", { className: "suggested", title: why }, "suggested next"));
+  }
   row.append(buttons);
   return row;
 }
 
-function showAdaptation(adaptation, songs) {
+function showAdaptation(adaptation, about) {
   $("adaptation").hidden = adaptation === null;
   if (adaptation === null) return;
-  const name = songs.find(({ number }) => number === adaptation.song)?.name ?? "a song";
   const bar = $("adaptation-bar");
   bar.hidden = adaptation.finished || adaptation.error !== "";
   if (adaptation.ready) { bar.max = adaptation.of || 1; bar.value = adaptation.done; } else bar.removeAttribute("value");
   let text = adaptation.error || `${adaptation.stage} …`;
   if (adaptation.ready && !adaptation.error) {
     const error = (x) => x.toFixed(2);
-    text = `Adapted to what you drew for ${name}: its error on that song was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
+    const songs = about?.songs ? `the ${about.songs === 1 ? "song" : `${about.songs} songs`} that you drew` : "what you drew";
+    text = `Adapted to ${songs}: the error there was ${error(adaptation.before)} and is ${error(adaptation.after)}.`;
     if (!adaptation.finished) text += ` Curves of other songs: ${adaptation.done} of ${adaptation.of}.`;
   }
   if ($("adaptation-text").textContent !== text) $("adaptation-text").textContent = text;
+  showWords($("adaptation-words"), about);
   const next = $("adaptation-next");
   next.hidden = !adaptation.ready;
   next.href = `${base}/${canLook ? "curves" : "rate"}`;
@@ -71,12 +76,12 @@ async function adapt(song) {
 
 // Rows are made again only when they change, and keep the focus.
 let shown = "";
-function showSongs(songs, adaptation, learned) {
-  const now = JSON.stringify([songs, isAdapting(adaptation)]);
+function showSongs(songs, adaptation, learned, suggested) {
+  const now = JSON.stringify([songs, suggested, isAdapting(adaptation)]);
   if (now === shown) return;
   shown = now;
   const focused = document.activeElement?.id;
-  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation, learned)));
+  $("songs").replaceChildren(...songs.map((song) => songRow(song, adaptation, learned, suggested)));
   if (focused && document.activeElement === document.body) $(focused)?.focus();
 }
 
@@ -89,8 +94,8 @@ async function refresh() {
     if (state) {
       const { songs, adaptation, learned, practised } = state;
       $("how").hidden = learned.length === 1;
-      showSongs(songs, adaptation, learned);
-      showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, songs);
+      showSongs(songs, adaptation, learned, state.suggested);
+      showAdaptation(adaptation && { ...adaptation, hidden: state.hidden }, state.about);
       const annotated = songs.some(({ drawn }) => learned.every((dimension) => drawn.includes(dimension)));
       const done = {
         "step-practice": practised,

@@ -1,21 +1,32 @@
 // The study's owner: links, who has done what, and what it adds up to.
 
-import { answer, element, wait } from "./api.js";
+import { answer, element, post, wait } from "./api.js";
 
 const $ = (id) => document.getElementById(id);
 
 function row(person) {
   const link = `${location.origin}/p/${person.token}`;
   const cells = [person.id, person.name, element("a", { href: link }, link), person.annotated, person.adapted ? "yes" : "no", `${person.rated} of ${person.trials}`];
+  const button = element("button", { ariaLabel: `Delete ${person.id}` }, "Delete");
+  button.addEventListener("click", () => forget(person).catch((error) => { $("add-error").textContent = error.message; }));
+  cells.push(button);
   return element("tr", {}, ...cells.map((cell, i) => element("td", { className: i === 2 ? "link" : "" }, cell)));
+}
+
+async function forget(person) {
+  if (!confirm(`Delete ${person.id} (${person.name}) and everything of theirs? This cannot be undone.`)) return;
+  await post(`/owner/participants/${person.number}/forget`);
+  await refresh();
 }
 
 const percent = (x) => `${Math.round(100 * x)} %`;
 const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
 
-function inWords(summary) {
+function inWords(summary, needed = 0) {
   if (!summary.rated) return "nothing rated yet";
-  let text = `the adapted curve was chosen in ${summary.chose_adapted} of ${summary.rated} (${percent(summary.share)}, 95 % interval ${percent(summary.share_low)} to ${percent(summary.share_high)})`;
+  let text = `the adapted curve was chosen in ${summary.chose_adapted} of ${summary.rated} (${percent(summary.share)}, 95 % interval ${percent(summary.share_low)} to ${percent(summary.share_high)}; p = ${summary.p.toFixed(3)})`;
+  if (summary.rated < needed) text += `, ${needed - summary.rated} trials fewer than are needed`;
+  if (summary.controls) text += `; of curves that look alike in ${summary.controls_chose_adapted} of ${summary.controls}`;
   text += `; its fit was rated ${signed(summary.fit_difference)}`;
   if (summary.fit_low !== undefined) text += ` (${signed(summary.fit_low)} to ${signed(summary.fit_high)})`;
   return text;
@@ -28,7 +39,7 @@ async function refresh() {
   shown = JSON.stringify(state);
   const { people, summary } = state;
   document.querySelector("#people tbody").replaceChildren(...people.map(row));
-  const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall), ".")];
+  const lines = [element("p", {}, element("strong", {}, "Overall: "), inWords(summary.overall, summary.needed), ".")];
   const each = Object.entries(summary.participants).filter(([, one]) => one.rated);
   if (each.length > 1) {
     lines.push(element("ul", {}, ...each.map(([id, one]) => element("li", {}, `${id}: ${inWords(one)}`))));
@@ -40,9 +51,7 @@ $("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   $("add-error").textContent = "";
   try {
-    await answer(await fetch("/owner/participants", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name: $("name").value }),
-    }));
+    await post("/owner/participants", { name: $("name").value });
     $("name").value = "";
     await refresh();
   } catch (error) {

@@ -32,6 +32,11 @@ async function next() {
       $("status").textContent = found.of ? "That was all. Thank you! You can see your curves now." : "There is no other song to rate.";
       return;
     }
+    if (found.alike) {
+      form.hidden = true;
+      $("status").textContent = `There is nothing to compare yet: your curves and those of most people are at most ${found.most.toFixed(2)} apart, and less than ${found.needed.toFixed(2)} cannot be seen. Annotate another song, and adapt again.`;
+      return;
+    }
     if (!found.waiting) { trial = found; break; }
     $("status").textContent = "The next curves are being computed …";
     await wait(500);
