@@ -334,3 +334,14 @@ def test_mean_curves_alone_make_no_listeners(small_data, tmp_path):
     alone = dataclasses.replace(corpus, rating_song=nobody, rating_annotator=nobody)
     with pytest.raises(UsageError, match="mean curves only"):
         Runner("pdmer", experiments.pdmer.experiment(), QUICK, alone, tmp_path, seeds=1)
+
+
+def test_too_few_songs_for_a_task_are_said_before_the_first_training(small_data, tmp_path):
+    """Not after the hours of a DMER model that PDMER would begin from."""
+    import experiments.pdmer
+
+    corpus = read_corpus(small_data[1])
+    settings = (*SMALL_MODEL, "meta.min_songs=99")
+    runner = Runner("pdmer", experiments.pdmer.experiment(), QUICK, corpus, tmp_path, seeds=1, settings=settings)  # fmt: skip
+    with pytest.raises(UsageError, match="no annotator has 99 songs here.*--set meta.min_songs="):
+        runner.judging()

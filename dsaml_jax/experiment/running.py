@@ -16,7 +16,7 @@ from data_prep.base import replacing
 from data_prep.plain import parse_json
 from data_prep.shards import Corpus
 from dsaml_jax.config import MetaConfig, RunConfig, preset, with_settings
-from dsaml_jax.corpus import OWN_SPLIT, Fold, identity
+from dsaml_jax.corpus import OWN_SPLIT, Fold, held_out, identity, pool_of
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation import (
     COLUMNS,
@@ -105,10 +105,11 @@ class Runner:
         """What will be judged, in lines; said before the work.
 
         Raises:
-          UsageError: nothing can be judged.
+          UsageError: nothing can be judged, or nobody has songs enough to make a task.
         """
         lines = []
         for fold in self.folds:
+            self._require_tasks(fold)
             lines += judging_lines(self.corpus, self.config(next(iter(self.experiment.trainings)), 0, fold))[:1]  # fmt: skip
             for protocol in self.experiment.protocols:
                 if self.experiment.task == "dmer":
@@ -119,6 +120,13 @@ class Runner:
                     )
                 lines += [f"{protocol}: {line}" for line in judging.lines()]
         return lines
+
+    def _require_tasks(self, fold: Fold) -> None:
+        """Refuses before the hours of the first training what would end the second."""
+        training = held_out(self.corpus, fold)["train"]
+        for name, one in self.experiment.trainings.items():
+            if one.task == "pdmer" and one.as_long_as is None:
+                pool_of(self.corpus, training.ratings, min_songs=self.config(name, 0, fold).meta.min_songs)  # fmt: skip
 
     def _trial_settings(self, part: PartName, protocol: Protocol) -> dict[str, Any]:
         return {
