@@ -31,8 +31,8 @@ from data_prep.folder import read_folder
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.runs import load_model
+from dsaml_jax.studio import forgetting, ratings, serving
 from dsaml_jax.studio import library as library_module
-from dsaml_jax.studio import ratings, serving
 from dsaml_jax.studio.store import PlannedTrial, Store
 from dsaml_jax.studio.takes import check_entries, drawn_curve
 from tests.sound_files import make, music
@@ -718,6 +718,23 @@ def test_what_was_asked_for_by_somebody_who_is_forgotten_is_not_done(person, stu
     study.modelling._adapt(number, person.who)
     assert not study.modelling.model_folder(number).exists()
     assert study.store.participant(person.who.token) is None
+
+
+def test_a_song_that_others_use_stays_when_who_brought_it_is_forgotten(tmp_path):
+    """It is the study's own by now: the same bytes lie in its folder."""
+    study, own = tmp_path / "study", (tmp_path / "study" / "uploads" / "own.wav")
+    own.parent.mkdir(parents=True)
+    store = Store(study / forgetting.DATABASE)
+    gone, stays = store.add_participant("gone"), store.add_participant("stays")
+    mine, used, named = (store.song_number(digest, digest) for digest in ("mine", "used", "own"))
+    for song in (mine, used, named):
+        store.add_upload(gone, song)
+        own.with_name(f"{store.row('SELECT digest FROM song WHERE number = ?', song)['digest']}.wav").touch()  # fmt: skip
+    store.begin_take(stays, used, "both", practice=False)
+    forgetting.forget(study, store, gone, own={named})
+    assert [row["number"] for row in store.rows("SELECT number FROM song ORDER BY number")] == [used, named]  # fmt: skip
+    assert {path.name for path in own.parent.iterdir()} == {"used.wav", "own.wav"}
+    assert store.participants() == [stays] and not store.uploads()
 
 
 def test_exports_hold_no_names(studio, owner):

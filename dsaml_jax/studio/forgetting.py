@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 import filelock
@@ -31,20 +32,27 @@ def corpus_export(study: Path) -> Path:
     return study / "export" / "corpus.zip"
 
 
-def forget(study: Path, store: Store, who: Participant) -> None:
+def forget(study: Path, store: Store, who: Participant, own: Container[int] = ()) -> None:
     """Deletes a person: takes, adaptations, models, curves, trials, exports, and songs that they alone brought.
 
     The database comes last: a stop in between leaves somebody who can be deleted again. Nothing may work for them meanwhile.
+
+    Args:
+      study: its folder.
+      store: its database.
+      who: is deleted.
+      own: numbers of songs that are the study's own, also where somebody brought them once.
     """
+    songs = [song for song in store.brought_by_alone(who) if song.number not in own]
     for number in store.all_adaptations(who):
         for folder in (study / "models" / str(number), *(study / "models").glob(f".{number}.*")):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(study / "cache" / "curves" / f"adapted-{number}", ignore_errors=True)
-    for song in store.brought_by_alone(who):
+    for song in songs:
         delete_song(study, song.digest)
     for path in (own_export(study, who), corpus_export(study)):
         path.unlink(missing_ok=True)
-    store.forget(who)
+    store.forget(who, songs)
 
 
 def delete_song(study: Path, digest: str) -> None:

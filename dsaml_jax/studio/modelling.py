@@ -236,10 +236,12 @@ class Modelling:
                 for number in self._store.all_adaptations(who):
                     self._personal.pop(number, None)
                     self._stages.pop(number, None)
+                own = {song.number for song in self._library if song.brought_by is None}
                 for song in self._store.brought_by_alone(who):
-                    self._library.forget(song.number)
-                    self._embeddings.pop(song.digest, None)
-                forget(self._study, self._store, who)
+                    if song.number not in own:
+                        self._library.forget(song.number)
+                        self._embeddings.pop(song.digest, None)
+                forget(self._study, self._store, who, own)
             except BaseException as error:
                 done.set_exception(error)
                 raise

@@ -179,19 +179,18 @@ class Store:
         found = self.row("SELECT * FROM participant WHERE token = ?", token)
         return None if found is None else Participant(**found)
 
-    def forget(self, who: Participant) -> None:
-        """Deletes somebody, all that they did, and the songs that they alone brought; nothing of it is left in the file.
+    def forget(self, who: Participant, songs: Sequence[StoredSong]) -> None:
+        """Deletes somebody, all that they did, and these songs; nothing of it is left in the file.
 
         Their number is given to nobody else.
         """
-        songs = [song.number for song in self.brought_by_alone(who)]
         with self._writing() as db:
             db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (_LAST_PARTICIPANT, str(_last_participant(db))))  # fmt: skip
             db.execute("DELETE FROM entry WHERE take IN (SELECT id FROM take WHERE participant = ?)", (who.id,))  # fmt: skip
             for table in ("trial", "take", "adaptation", "upload"):
                 db.execute(f"DELETE FROM {table} WHERE participant = ?", (who.id,))
             db.execute("DELETE FROM participant WHERE id = ?", (who.id,))
-            db.executemany("DELETE FROM song WHERE number = ?", [(song,) for song in songs])
+            db.executemany("DELETE FROM song WHERE number = ?", [(song.number,) for song in songs])
         with self._write:
             # What was deleted is overwritten (`secure_delete`); pages that were moved and the log hold older copies.
             self._connection().execute("VACUUM")
@@ -199,10 +198,11 @@ class Store:
                 time.sleep(0.01)  # somebody reads
 
     def brought_by_alone(self, who: Participant) -> list[StoredSong]:
-        """Songs that somebody brought, and nobody else."""
+        """Songs that somebody brought, and that nobody else brought or used: such a one is the study's own by now."""
         rows = self.rows(
             "SELECT number, digest FROM song JOIN upload ON song = number GROUP BY number "
-            "HAVING count(*) = 1 AND max(participant) = ?",
+            "HAVING count(*) = 1 AND max(participant) = ?1 AND number NOT IN (SELECT song FROM take WHERE participant != ?1 "
+            "UNION SELECT song FROM trial WHERE participant != ?1 UNION SELECT song FROM adaptation WHERE participant != ?1)",
             who.id,
         )
         return [StoredSong(*row) for row in rows]
