@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import soundfile
@@ -57,7 +59,9 @@ def test_incomplete_tail_is_dropped():
         log_mel(np.ones(100, np.float32), 44_100)
 
 
-@pytest.mark.parametrize("config", [TINY, FeatureConfig(embedding_per="step", mel_bands=16)])
+@pytest.mark.parametrize(
+    "config", [TINY, FeatureConfig(embedding="spectral", embedding_per="step", mel_bands=16)]
+)
 def test_feature_shapes(config):
     waveform = np.random.RandomState(0).randn(44_100 * 34).astype(np.float32)
     made = finish(analyse(waveform, 44_100, config), None)
@@ -71,7 +75,7 @@ def test_feature_shapes(config):
 @pytest.mark.parametrize("per", ["clip", "step"])
 def test_features_of_a_stretch_of_a_file(per):
     """Patches are those of the stretch; an embedding per step looks 15 s beyond its ends."""
-    config = FeatureConfig(sample_rate=8000, hop_ms=50, mel_bands=8, embedding_per=per)
+    config = dataclasses.replace(TINY, sample_rate=8000, mel_bands=8, embedding_per=per)
     waveform = np.random.RandomState(0).randn(8000 * 80).astype(np.float32)
     whole = log_mel(waveform, 8000, config)
     made = finish(analyse(waveform, 8000, config, start=20.0, steps=61), None)

@@ -204,11 +204,11 @@ def test_default_precision_is_what_is_around(variables, data):
 
 
 def test_precision_of_the_level_head(data):
-    config = dataclasses.replace(FULL, level_width=8, level_dropout=0.0)
+    config = dataclasses.replace(FULL, standardize=True, level_centres=8)
     variables = jax.eval_shape(DSAML(config).init, jax.random.key(0), *data[:2])
     jaxpr = jax.make_jaxpr(DSAML(config).apply)(variables, *data[:2]).jaxpr
     found = [e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
-    assert found.count(HIGHEST) == 2
+    assert found.count(HIGHEST) == 3  # distances, their weights, and how curves move
 
 
 def test_precision_as_a_setting():
