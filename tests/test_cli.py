@@ -66,7 +66,7 @@ def test_quick_demo_end_to_end(tmp_path, environment):
     first = time.monotonic() - started
     assert "[6/6]" in done.stdout and "step/s" in done.stderr
     page = (workdir / "report.html").read_text()
-    assert page.count("<svg") == 4 and "Meta-SGD adapted" in page and "jaxlib" in page
+    assert page.count("<svg") == 5 and "Meta-SGD adapted" in page and "jaxlib" in page
     assert not any(word in page for word in ("src=", "<script", "@import", "<link"))
     assert page.count("href=") == page.count('href="#') + page.count('href="data:image')
     results = json.loads((workdir / "results.json").read_text())
