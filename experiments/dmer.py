@@ -31,7 +31,7 @@ def experiment() -> Experiment:
     Command: `dsaml experiment dmer --data DATA --standard --folds 5 --seeds 1 --out OUT --set training.steps=400 --set
       training.validate_every=50` for DEAM with `--embedding musicnn-spectral`; `--dataset synthetic` in place of the data.
     Result: see `experiments/README.md`.
-    Time: half an hour on two cores that did other work beside it (AMD EPYC); a model takes one to two minutes.
+    Time: 85 minutes on two cores that did much other work beside it (AMD EPYC).
     """
     trainings = {WHOLE: Training("dmer")}
     trainings |= {name: Training("dmer", settings) for name, settings in ABLATIONS.items()}

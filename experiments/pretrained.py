@@ -2,7 +2,8 @@
 
 Command: `python experiments/pretrained.py --root DEAM --work WORK` (`--audio-start 30` where the sound is excerpts from there on)
 Result: `dsaml_jax/pretrained/deam.safetensors`; how good it is, by cross-validation, says `experiments/results/dmer-deam/table.md`.
-Time: twelve minutes on two cores (AMD EPYC) that did other work beside it, ten of them for the features of 1,602 excerpts.
+Time: 43 minutes on two cores (AMD EPYC) that did much other work beside it, for six trainings; the features of 1,602
+  excerpts were there, and take ten minutes more.
 """
 
 from __future__ import annotations
