@@ -8,15 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_prep.base import DIMENSIONS, replacing
 from data_prep.plain import from_plain, parse_json
 from dsaml_jax.errors import UsageError
+
+_Record = TypeVar("_Record")
 
 LISTENERS_FILE = "listeners.json"
 PERSON_FILE = "person.json"
@@ -202,8 +204,7 @@ class Person:
 
 def write_listeners(directory: Path, listeners: Listeners) -> None:
     """Writes `listeners.json`, whole or not at all."""
-    with replacing(directory / LISTENERS_FILE) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(listeners), indent=1) + "\n")
+    _write(directory / LISTENERS_FILE, listeners)
 
 
 def read_listeners(directory: Path) -> Listeners | None:
@@ -212,13 +213,7 @@ def read_listeners(directory: Path) -> Listeners | None:
     Raises:
       UsageError: it is damaged.
     """
-    path = directory / LISTENERS_FILE
-    if not path.is_file():
-        return None
-    try:
-        return listeners_from(parse_json(path.read_text()))
-    except ValueError as error:
-        raise UsageError(f"{path}: damaged or of another version ({error})") from None
+    return _read(directory / LISTENERS_FILE, listeners_from)
 
 
 def listeners_from(values: Any) -> Listeners:
@@ -249,8 +244,7 @@ class _Counts:
 
 def write_person(directory: Path, person: Person) -> None:
     """Writes `person.json`, whole or not at all."""
-    with replacing(directory / PERSON_FILE) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(person), indent=1) + "\n")
+    _write(directory / PERSON_FILE, person)
 
 
 def read_person(directory: Path) -> Person | None:
@@ -259,16 +253,26 @@ def read_person(directory: Path) -> Person | None:
     Raises:
       UsageError: it is damaged.
     """
-    path = directory / PERSON_FILE
+    return _read(directory / PERSON_FILE, _person_from)
+
+
+def _person_from(values: Any) -> Person:
+    pairs = {name: _pair(pair, missing=True) for name, pair in values["songs"].items()}
+    return Person(_pair(values["base"], missing=False), pairs)  # type: ignore[arg-type]
+
+
+def _write(path: Path, record: Listeners | Person) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+
+
+def _read(path: Path, parse: Callable[[Any], _Record]) -> _Record | None:
     if not path.is_file():
         return None
     try:
-        values = parse_json(path.read_text())
-        pairs = {name: _pair(pair, missing=True) for name, pair in values["songs"].items()}
-        base = _pair(values["base"], missing=False)
+        return parse(parse_json(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: damaged or of another version ({error})") from None
-    return Person(base, pairs)  # type: ignore[arg-type]
 
 
 def _pair(values: Any, *, missing: bool) -> tuple[float | None, float | None]:
