@@ -215,7 +215,8 @@ def test_levels_are_kernel_ridge_regression_on_the_songs_of_training(small_data,
     part = held_out(corpus)["train"]
     songs = part.songs if most > len(part.songs) else part.songs[np.linspace(0, len(part.songs) - 1, most).astype(int)]  # fmt: skip
     mean, spread = input_statistics(corpus, part.songs)["embedding"]
-    fitted = fit_levels(corpus, part, (mean, spread), most)
+    target = consensus_target(corpus, part)
+    fitted = fit_levels(corpus, part, target, (mean, spread), most)
     assert fitted["centres"].shape == (most, 256) and fitted["centres"].dtype == np.float16
     first, count = corpus.embedding_first[songs], corpus.window_count[songs]
     raw = [corpus.embedding[a : a + n].mean(axis=0) for a, n in zip(first, count, strict=True)]
@@ -223,7 +224,6 @@ def test_levels_are_kernel_ridge_regression_on_the_songs_of_training(small_data,
     # A thousandth of a number up to 5.
     np.testing.assert_allclose(fitted["centres"][: len(songs)], x, atol=3e-3)
     assert not fitted["weights"][len(songs) :].any()
-    target = consensus_target(corpus, part)
     levels = np.stack([np.nanmean(target[corpus.song_start[s] :][: corpus.song_steps[s]], axis=0) for s in songs])  # fmt: skip
     share = song_weights(corpus, part, songs)
     bias = np.average(levels, axis=0, weights=share)

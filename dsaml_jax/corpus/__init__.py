@@ -20,7 +20,12 @@ from dsaml_jax.corpus.folds import (
     recordings,
     song_weights,
 )
-from dsaml_jax.corpus.inputs import input_statistics, song_embeddings
+from dsaml_jax.corpus.inputs import (
+    CONSTANT,
+    input_statistics,
+    song_embeddings,
+    squared_distances,
+)
 from dsaml_jax.corpus.seen import Overlap, Seen, require_unseen, seen_in
 from dsaml_jax.corpus.tasks import (
     TaskBatch,
@@ -34,6 +39,7 @@ from dsaml_jax.corpus.tasks import (
 from dsaml_jax.corpus.windows import labelled_windows, windows_to_draw
 
 __all__ = [
+    "CONSTANT",
     "OWN_SPLIT",
     "WHOLE",
     "DeviceCorpus",
@@ -65,6 +71,7 @@ __all__ = [
     "seen_in",
     "song_embeddings",
     "song_weights",
+    "squared_distances",
     "to_device",
     "uniform_stream",
     "windows_to_draw",

@@ -7,7 +7,7 @@ import numpy as np
 from data_prep.shards import Corpus, features_of, read_features
 
 _SONGS_AT_ONCE = 8
-_CONSTANT = 1e-5
+CONSTANT = 1e-5
 """An input that spreads less says nothing (two in three of musicnn's pools); it is divided by 1."""
 
 
@@ -34,7 +34,7 @@ def input_statistics(corpus: Corpus, songs: np.ndarray) -> dict[str, tuple[np.nd
     for name, (count, total, squares) in sums.items():
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        spread = np.where(spread > _CONSTANT, spread, 1.0)
+        spread = np.where(spread > CONSTANT, spread, 1.0)
         found[name] = mean.astype(np.float32), spread.astype(np.float32)
     return found
 
@@ -50,3 +50,9 @@ def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
             row = read.embedding_first[song]
             means.append(read.embedding[row : row + rows[song]].mean(axis=0, dtype=np.float64))
     return np.stack(means)
+
+
+def squared_distances(x: np.ndarray) -> np.ndarray:
+    """`[n, n]` between rows of `[n, k]`."""
+    squares = np.square(x).sum(axis=1)
+    return np.asarray(np.maximum(squares[:, None] + squares - 2.0 * x @ x.T, 0.0))

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, features_of
-from dsaml_jax.corpus import consensus_target, held_out, song_embeddings
+from dsaml_jax.corpus import CONSTANT, consensus_target, held_out, song_embeddings
 from dsaml_jax.evaluation import Trial
 from dsaml_jax.models import FARTHEST
 
@@ -122,7 +122,7 @@ def _best(
     if not (known.any() and checked.any()):
         return None
     mean, spread = x[known].mean(axis=0), x[known].std(axis=0)
-    spread = np.where(spread > 1e-5, spread, 1.0)
+    spread = np.where(spread > CONSTANT, spread, 1.0)
 
     def standard(inputs: np.ndarray) -> np.ndarray:
         return np.clip((inputs - mean) / spread, -FARTHEST, FARTHEST)

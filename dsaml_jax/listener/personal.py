@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_prep.analysis import Embed, SongFeatures, embedder
+from data_prep.analysis import SongFeatures, embedder
 from data_prep.base import STEPS_PER_SECOND, WINDOW_STEPS, DataError, printable
 from data_prep.convention import Convention
 from data_prep.curves import MAX_GAP_SECONDS, labelled_mean, on_grid
@@ -97,8 +97,7 @@ def annotated_song(
     """
     drawn = read_annotations(annotations, audio, convention)
     config = loaded.info.features
-    embed: Embed | None = embedder(config, weights)
-    features = features_of_file(audio, config, embed)
+    features = features_of_file(audio, config, embedder(config, weights))
     steps = len(features.log_mel)
     seconds = steps / STEPS_PER_SECOND
     latest = drawn[-1, 0] - 1.0

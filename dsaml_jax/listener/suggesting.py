@@ -17,6 +17,7 @@ import chex
 import numpy as np
 
 from data_prep.analysis import SongFeatures
+from dsaml_jax.corpus import CONSTANT, squared_distances
 from dsaml_jax.models import FARTHEST
 
 GAMMA = 0.3
@@ -26,7 +27,6 @@ NOISE = 1.0
 """Variance of what a song says of itself alone, where that of what songs share is 1: as of DEAM's raters, about."""
 
 EQUAL = 1e-9
-_CONSTANT = 1e-5
 
 
 def song_embedding(features: SongFeatures) -> np.ndarray:
@@ -57,14 +57,12 @@ def likeness(embeddings: np.ndarray, gamma: float = GAMMA) -> np.ndarray:
     """
     chex.assert_rank(embeddings, 2)
     spread = embeddings.std(axis=0, dtype=np.float64)
-    varies = spread > _CONSTANT
+    varies = spread > CONSTANT
     if not varies.any():
         return np.ones((len(embeddings),) * 2)
     x = (embeddings - embeddings.mean(axis=0, dtype=np.float64))[:, varies] / spread[varies]
     x = x.clip(-FARTHEST, FARTHEST)
-    squares = np.square(x).mean(axis=1)
-    distances = squares[:, None] + squares - 2.0 * (x @ x.T) / x.shape[1]
-    return np.asarray(np.exp(-gamma * np.maximum(distances, 0.0)))
+    return np.asarray(np.exp(-gamma * squared_distances(x) / x.shape[1]))
 
 
 def not_known(likenesses: np.ndarray, known: Sequence[int]) -> np.ndarray:

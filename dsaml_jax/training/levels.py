@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
-from dsaml_jax.corpus import Part, consensus_target, song_embeddings, song_weights
+from dsaml_jax.corpus import Part, song_embeddings, song_weights, squared_distances
 from dsaml_jax.models import FARTHEST
 
 GAMMA = 0.1
@@ -17,7 +17,11 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 def fit_levels(
-    corpus: Corpus, part: Part, inputs: tuple[np.ndarray, np.ndarray], most: int
+    corpus: Corpus,
+    part: Part,
+    target: np.ndarray,
+    inputs: tuple[np.ndarray, np.ndarray],
+    most: int,
 ) -> dict[str, np.ndarray]:
     """Fits the level of a song, the mean of its curve, on its embedding, the mean over its windows.
 
@@ -28,6 +32,7 @@ def fit_levels(
     Args:
       corpus: whose features and curves.
       part: training: its songs, and whose curves count.
+      target: the mean curves that are learned, see :func:`dsaml_jax.corpus.consensus_target`.
       inputs: mean and spread of each number of the embedding, `[E]` each.
       most: `N`.
 
@@ -43,8 +48,7 @@ def fit_levels(
     centres = embeddings.astype(np.float16)
     x = centres.astype(np.float64)
     gamma = GAMMA / max(int((x.std(axis=0) > 0.0).sum()), 1)  # what is constant has no say
-    kernel = np.exp(-gamma * _squared_distances(x))
-    target = consensus_target(corpus, part)
+    kernel = np.exp(-gamma * squared_distances(x))
     starts = corpus.song_start[songs]
     curves = [target[a : a + n] for a, n in zip(starts, corpus.song_steps[songs], strict=True)]
     levels = np.stack([labelled_mean(curve.astype(np.float64)) for curve in curves])
@@ -87,8 +91,3 @@ def kernel_ridge(kernel: np.ndarray, y: np.ndarray, counted: np.ndarray) -> np.n
         if error < least:
             best, least = weights, error
     return best
-
-
-def _squared_distances(x: np.ndarray) -> np.ndarray:
-    squares = np.square(x).sum(axis=1)
-    return np.asarray(np.maximum(squares[:, None] + squares - 2.0 * x @ x.T, 0.0))

@@ -103,7 +103,7 @@ def initial_state(setup: Setup) -> TrainState:
                     place |= {"mean": mean, "spread": spread}
             if "level" in variables["batch_stats"]:
                 fitted = fit_levels(
-                    corpus, part, statistics["embedding"], config.model.level_centres
+                    corpus, part, setup.target, statistics["embedding"], config.model.level_centres
                 )
                 variables["params"]["level"]["bias"] = fitted.pop("bias")
                 variables["batch_stats"]["level"] = fitted
