@@ -240,7 +240,7 @@ def test_one_dimension_from_the_files_to_the_curves(tension, tmp_path, capsys):
     said = run("personalize", "--checkpoint", work, "--audio", song, "--annotations", drawn, "--out", mine)  # fmt: skip
     assert "arousal: RMSE" in said and "valence" not in said
     run("predict", "--checkpoint", mine, song, "--out", out)
-    assert (out / "0.csv").read_text().splitlines()[0] == "time,arousal"
+    assert (out / "0.csv").read_text().splitlines()[0] == "time,arousal,arousal_low,arousal_high"
     assert (out / "0.png").is_file()
 
 
