@@ -10,6 +10,9 @@ ABLATIONS = {
     "BiLSTM without attention": ("model.use_local=false", "model.use_global=false"),
 }
 
+REFERENCE = ("training.learning_rate=5e-5", "training.schedule=constant", "model.dropout=0.1")
+"""How the published implementation trains (`--preset reference`), on the model of this scale; so slowly that it gets more steps."""
+
 LEVELS = (
     "model.standardize=true", "model.level_centres=2048", "training.squared_error_weight=8", "training.batch_songs=64",
     "training.choose_by=rmse", "meta.algorithm=fomaml", "meta.steps=1", "meta.learning_rate=0.5", "meta.strength=0.3",
@@ -35,12 +38,14 @@ def experiment() -> Experiment:
     """
     trainings = {WHOLE: Training("dmer")}
     trainings |= {name: Training("dmer", settings) for name, settings in ABLATIONS.items()}
+    trainings["reference settings"] = Training("dmer", REFERENCE, share=4.0)
     trainings["with levels"] = Training("dmer", LEVELS)
     rows = {"constant": Method("constant")}
     for name, parts in EMBEDDINGS.items():
         rows[f"ridge on {name}"] = Method("ridge", features=parts)
         rows[f"support vectors on {name}"] = Method("svr", features=parts)
     rows |= {name: Method("unadapted", name) for name in reversed(ABLATIONS)}
+    rows["reference settings"] = Method("unadapted", "reference settings")
     return Experiment(
         title="DMER: mean curves",
         claim="The whole model against its ablations and two baselines, on unseen songs.",
