@@ -84,6 +84,7 @@ class ModelConfig:
         songs of training, see :class:`dsaml_jax.models.levels.Standardizer`. Not in the paper.
       level_centres: songs, at most, that the head which adds the level of both curves is fitted on, see
         :class:`dsaml_jax.models.levels.LevelHead`; needs `standardize`. 0: no such head, as in the paper.
+      listener_centres: songs of one listener that the head of a personal model has room for.
       diagonal_weight: weight of the diagonal attention loss; 0 is the ablation.
       local_diagonal, global_diagonal: what that loss pulls the diagonals of the last maps to.
       class_: `package.module:Class` of another network, see :func:`dsaml_jax.models.build_model`; empty: DSAML.
@@ -110,6 +111,7 @@ class ModelConfig:
     use_adapter: bool = True
     standardize: bool = False
     level_centres: int = 0
+    listener_centres: int = 64
     diagonal_weight: float = 1.0
     local_diagonal: float = 0.9
     global_diagonal: float = 0.1
@@ -129,10 +131,11 @@ class ModelConfig:
                 f"model.width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}"
             )
         check_choices(self, "model")
-        if not 0 <= self.level_centres <= _LARGEST["width"]:
-            raise UsageError(
-                f"model.level_centres {self.level_centres} must be from 0 to {_LARGEST['width']}"
-            )
+        for name, least in (("level_centres", 0), ("listener_centres", 1)):
+            if not least <= getattr(self, name) <= _LARGEST["width"]:
+                raise UsageError(
+                    f"model.{name} {getattr(self, name)} must be from {least} to {_LARGEST['width']}"
+                )
         if self.level_centres and not self.standardize:
             raise UsageError("model.level_centres needs model.standardize=true")
         if not 0.0 <= self.dropout < 1.0:

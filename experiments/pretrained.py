@@ -28,10 +28,11 @@ from dsaml_jax.evaluation import (
     differences,
     fit_listeners,
     inside,
+    likeness_of,
 )
 from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
-from dsaml_jax.runs import Listeners, export_model, load_model
+from dsaml_jax.runs import Listeners, LoadedModel, export_model, load_model
 from dsaml_jax.training import train
 
 SETTINGS = ("training.task=dmer", "training.protocol=reference", "training.folds=1")
@@ -40,32 +41,40 @@ SETTINGS = ("training.task=dmer", "training.protocol=reference", "training.folds
 FOLDS = 5
 
 
-def cross_validated(corpus: Corpus, work: Path, console: Console) -> Listeners:
+def cross_validated(corpus: Corpus, work: Path, loaded: LoadedModel, console: Console) -> Listeners:
     """How single listeners differ from models that have not heard the song: of each song, one of five folds.
 
     Says how much of the curves of each fold lies in a band that the other folds have made.
+
+    Args:
+      corpus: the songs.
+      work: folder for the five runs.
+      loaded: the model of all songs, by which songs are alike.
+      console: for people.
     """
-    people, found = [], []
+    rated, found = [], []
     for number in range(FOLDS):
         settings = ("training.task=dmer", "training.protocol=reference")
         fold = (f"training.folds={FOLDS}", f"training.fold={number}")
         workdir = work / f"fold{number}"
         train(with_settings(preset("levels"), (*settings, *fold)), corpus, workdir, console)
-        loaded = load_model(workdir)
-        where = fold_of(loaded.info.config.training)
+        without = load_model(workdir)
+        where = fold_of(without.info.config.training)
         trial = agreed_trial(corpus, "test", fold=where)
         ratings = held_out(corpus, where)["test"].all_ratings
-        curves = curves_of_songs(trial, loaded.model, loaded.variables)
-        people.append(corpus.rating_annotator[ratings])
+        curves = curves_of_songs(trial, without.model, without.variables)
+        rated.append(ratings)
         found.append(differences(corpus, ratings, curves))
     for number in range(FOLDS):
         others = [x for place, x in enumerate(found) if place != number]
-        rest = np.concatenate([x for place, x in enumerate(people) if place != number])
-        known = fit_listeners(rest, list(itertools.chain(*others)))
+        rest = np.concatenate([x for place, x in enumerate(rated) if place != number])
+        known = fit_listeners(corpus.rating_annotator[rest], list(itertools.chain(*others)))
         assert known is not None
         shares = inside(found[number], known)
         console.say(f"fold {number}: {labelled_mean(shares).round(3)} of the curves in the band")
-    listeners = fit_listeners(np.concatenate(people), list(itertools.chain(*found)))
+    ratings = np.concatenate(rated)
+    songs, likeness = likeness_of(corpus, ratings, loaded.variables)
+    listeners = fit_listeners(corpus.rating_annotator[ratings], list(itertools.chain(*found)), songs, likeness)  # fmt: skip
     assert listeners is not None
     return listeners
 
@@ -84,9 +93,8 @@ def main() -> None:
     prepare(corpus, options.work / "data", features, display=console.counter)
     data, workdir = read_corpus(options.work / "data"), options.work / "run"
     train(with_settings(preset("levels"), SETTINGS), data, workdir, console)
-    loaded = dataclasses.replace(
-        load_model(workdir), listeners=cross_validated(data, options.work, console)
-    )
+    loaded = load_model(workdir)
+    loaded = dataclasses.replace(loaded, listeners=cross_validated(data, options.work, loaded, console))  # fmt: skip
     note = f"everyone's curves, learned from {len(data.song_ids):,} songs of DEAM; for research, see MODEL_CARD.md"
     options.out.unlink(missing_ok=True)
     named = dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, note=note))

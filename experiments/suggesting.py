@@ -32,11 +32,17 @@ import numpy as np
 from data_prep.base import DIMENSIONS, replacing
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, read_corpus
-from dsaml_jax.corpus import Fold, held_out, input_statistics, song_embeddings
+from dsaml_jax.corpus import (
+    Fold,
+    consensus_target,
+    held_out,
+    input_statistics,
+    song_embeddings,
+)
 from dsaml_jax.evaluation import fit_listeners
 from dsaml_jax.experiment import paired_difference
 from dsaml_jax.listener import likeness, most_telling
-from dsaml_jax.models import FARTHEST
+from dsaml_jax.models import FARTHEST, squared_distances
 from dsaml_jax.reporting import environment
 from dsaml_jax.runs import Spread
 from dsaml_jax.training import fit_levels
@@ -85,10 +91,10 @@ def unheard_levels(corpus: Corpus) -> np.ndarray:
         parts = held_out(corpus, Fold(FOLDS, 0, number))
         train, test = parts["train"], parts["test"].songs
         mean, spread = input_statistics(corpus, train.songs)["embedding"]
-        head = fit_levels(corpus, train, (mean, spread), len(train.songs))
-        centres = head["centres"].astype(np.float64)
+        target = consensus_target(corpus, train)
+        head = fit_levels(corpus, train, target, (mean, spread), len(train.songs), 1)
         x = np.clip((song_embeddings(corpus, test) - mean) / spread, -FARTHEST, FARTHEST)
-        squares = np.square(x).sum(axis=1)[:, None] + np.square(centres).sum(axis=1) - 2.0 * x @ centres.T  # fmt: skip
+        squares = squared_distances(x, head["centres"])
         found[test] = head["bias"] + np.exp(-head["gamma"] * squares) @ head["weights"]
     return found
 

@@ -318,4 +318,4 @@ def test_milliseconds_beyond_the_end_of_a_song(tmp_path, small_run):
         personalize(loaded, [annotated_song(loaded, tmp_path / "a.wav", tmp_path / "a.csv")])
     result = personalize(loaded, [annotated_song(loaded, tmp_path / "a.wav", tmp_path / "a.csv", convention=Convention("ms"))])  # fmt: skip
     assert result.labelled_seconds == 14.0
-    save_personalized(tmp_path / "out", loaded, result, ["a"], Convention("ms"))
+    save_personalized(tmp_path / "out", result, ["a"], Convention("ms"))

@@ -32,7 +32,7 @@ from tests.test_metrics import reference
 
 CONFIG = ModelConfig(
     width=16, num_heads=2, num_layers=1, ffn_width=16, dropout=0.0, max_position=16, embedding_width=6,
-    standardize=True, level_centres=4,
+    standardize=True, level_centres=4, listener_centres=3,
 )  # fmt: skip
 LEVELS = ("model.standardize=true", "model.level_centres=8", "training.batch_ccc_weight=1")
 
@@ -55,6 +55,9 @@ LEVEL = {
     "centres": np.random.RandomState(5).randn(4, 6).astype(np.float16),
     "weights": np.random.RandomState(6).randn(4, 2).astype(np.float32),
     "gamma": np.float32(0.02),
+    "listener_centres": np.random.RandomState(7).randn(3, 6).astype(np.float16),
+    "listener_weights": np.random.RandomState(8).randn(3, 2).astype(np.float32),
+    "listener_gamma": np.float32(0.05),
 }
 
 
@@ -89,7 +92,7 @@ def test_an_odd_song_counts_no_more_than_five_deviations(data, variables):
 def test_the_head_moves_whole_curves(data, variables):
     """One embedding a window: a constant is added. One a step: what each step's says."""
     mel, embedding = data
-    without = {**LEVEL, "weights": np.zeros((4, 2), np.float32)}
+    without = {**LEVEL, "weights": np.zeros((4, 2), np.float32), "listener_weights": np.zeros((3, 2), np.float32)}  # fmt: skip
     silent = {**variables, "batch_stats": {**variables["batch_stats"], "level": without}}
     added = apply(variables, mel, embedding) - apply(silent, mel, embedding)
     assert np.abs(added).max() > 1e-3
@@ -114,7 +117,7 @@ def test_the_published_model_has_neither():
 
 
 @pytest.mark.parametrize(
-    "setting", ["model.level_centres=-1", "model.level_centres=99999999", "model.level_centres=8", "model.dropout=1",
+    "setting", ["model.level_centres=-1", "model.level_centres=99999999", "model.level_centres=8", "model.listener_centres=0", "model.dropout=1",
                 "training.folds=1:training.song_folds=5", "training.batch_ccc_weight=-1", "training.squared_error_weight=nan"],
 )  # fmt: skip
 def test_settings_that_are_none(setting):
@@ -216,7 +219,7 @@ def test_levels_are_kernel_ridge_regression_on_the_songs_of_training(small_data,
     songs = part.songs if most > len(part.songs) else part.songs[np.linspace(0, len(part.songs) - 1, most).astype(int)]  # fmt: skip
     mean, spread = input_statistics(corpus, part.songs)["embedding"]
     target = consensus_target(corpus, part)
-    fitted = fit_levels(corpus, part, target, (mean, spread), most)
+    fitted = fit_levels(corpus, part, target, (mean, spread), most, 5)
     assert fitted["centres"].shape == (most, 256) and fitted["centres"].dtype == np.float16
     first, count = corpus.embedding_first[songs], corpus.window_count[songs]
     raw = [corpus.embedding[a : a + n].mean(axis=0) for a, n in zip(first, count, strict=True)]
@@ -224,6 +227,8 @@ def test_levels_are_kernel_ridge_regression_on_the_songs_of_training(small_data,
     # A thousandth of a number up to 5.
     np.testing.assert_allclose(fitted["centres"][: len(songs)], x, atol=3e-3)
     assert not fitted["weights"][len(songs) :].any()
+    assert fitted["listener_centres"].shape == (5, 256) and not fitted["listener_weights"].any()
+    assert fitted["listener_gamma"] == pytest.approx(3 * fitted["gamma"])
     levels = np.stack([np.nanmean(target[corpus.song_start[s] :][: corpus.song_steps[s]], axis=0) for s in songs])  # fmt: skip
     share = song_weights(corpus, part, songs)
     bias = np.average(levels, axis=0, weights=share)
@@ -263,11 +268,13 @@ def test_the_penalty_is_the_one_that_leaving_out_one_finds(seed):
 
 
 def test_the_head_says_what_was_fitted(data, variables):
-    """The formula in float64; float32 of numbers up to 1, four of them."""
+    """The formula in float64; float32 of numbers up to 1, seven of them."""
     mel, embedding = data
     x = np.clip(embedding[:, 0].astype(np.float64), -FARTHEST, FARTHEST)
-    squares = np.square(x[:, None] - LEVEL["centres"].astype(np.float64)).sum(-1)
-    expected = np.exp(-LEVEL["gamma"] * squares) @ LEVEL["weights"]
+    expected = np.zeros((2, 2))
+    for of in ("", "listener_"):
+        squares = np.square(x[:, None] - LEVEL[f"{of}centres"].astype(np.float64)).sum(-1)
+        expected += np.exp(-LEVEL[f"{of}gamma"] * squares) @ LEVEL[f"{of}weights"]
     np.testing.assert_allclose(apply(variables, mel, embedding).mean(axis=1), expected, atol=1e-5)
 
 

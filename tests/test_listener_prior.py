@@ -16,11 +16,13 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.analysis import SongFeatures
+from data_prep.features import TINY, window_starts
 from data_prep.shards import read_corpus
 from dsaml_jax import UsageError
 from dsaml_jax.cli import main
 from dsaml_jax.corpus import held_out
-from dsaml_jax.evaluation import fit_listeners, inside
+from dsaml_jax.evaluation import Likeness, fit_listeners, inside
 from dsaml_jax.listener import (
     AnnotatedSong,
     band_of,
@@ -30,6 +32,7 @@ from dsaml_jax.listener import (
     predict_file,
     save_personalized,
 )
+from dsaml_jax.models import SongSpace
 from dsaml_jax.runs import (
     LISTENERS_FILE,
     Listeners,
@@ -65,6 +68,54 @@ def test_variances_are_found_again():
     for name, expected, tolerance in (("between", 0.04, 0.2), ("within", 0.09, 0.05), ("moving", 0.01, 0.1)):  # fmt: skip
         values = [getattr(x.arousal, name) for x in drawn]
         assert np.mean(values) == pytest.approx(expected, rel=tolerance), name
+    assert drawn[0].arousal.taste == 0.0  # nobody knows which songs are alike
+
+
+SPACE = SongSpace(np.zeros(3), np.ones(3), gamma=0.5)
+
+
+def test_taste_is_found_again():
+    """Over five draws, each within three standard errors (over draws: a tenth, a seventh, a twentieth)."""
+    drawn = []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        likeness = Likeness(SPACE, random.standard_normal((60, 3)))
+        songs = np.stack([random.permutation(60)[:12] for _ in range(150)])
+        alone = 0.2 * random.standard_normal((150, 12))
+        level = 0.2 * random.standard_normal((150, 1))
+        root = np.linalg.cholesky(0.05 * likeness.of(songs) + 1e-9 * np.eye(12))
+        levels = level + alone + (root @ random.standard_normal((150, 12, 1)))[..., 0]
+        found = [np.full((4, 2), x) for x in levels.ravel()]
+        fitted = fit_listeners(np.repeat(np.arange(150), 12), found, songs.ravel(), likeness).arousal  # fmt: skip
+        drawn.append((fitted.between - fitted.taste * fitted.alike, fitted.taste, fitted.alone))
+    np.testing.assert_allclose(np.mean(drawn, axis=0), [0.04, 0.05, 0.04], rtol=0.3)
+
+
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_what_songs_tell_is_the_posterior_mean(count, seed):
+    """Of a further song, by the joint normal distribution of all; and it is what both parts say together."""
+    random = np.random.default_rng(seed)
+    spread = dataclasses.replace(SPREAD, taste=0.06, alike=0.5)
+    places = random.standard_normal((count + 1, 3))
+    alike = SPACE.likeness(places, places)
+    drawn = random.standard_normal(count)
+    together = 0.04 + 0.06 * (alike - 0.5) + spread.alone * np.eye(count + 1)
+    np.testing.assert_allclose(np.diag(together), 0.04 + 0.12)
+    expected = together[-1, :-1] @ np.linalg.solve(together[:-1, :-1], drawn)
+    level, weights, unknown = spread.told(drawn, alike[:-1, :-1])
+    assert level + weights @ alike[-1, :-1] == pytest.approx(expected)
+    assert 0.0 < unknown <= spread.between
+    # Songs as alike as usual tell by their mean alone, as where nobody knows which are alike.
+    usual = np.where(np.eye(count, dtype=bool), 1.0, 0.5)
+    level, weights, unknown = spread.told(drawn, usual)
+    assert level + 0.5 * weights.sum() == pytest.approx(spread.share(count) * drawn.mean())
+    assert unknown == pytest.approx(spread.unknown(count))
+
+
+def test_there_cannot_be_more_taste_than_is_shared():
+    for wrong in ({"taste": 0.2, "alike": 0.5}, {"taste": 0.13}, {"taste": -0.1}):
+        with pytest.raises(ValueError, match="taste|negative"):
+            dataclasses.replace(SPREAD, **wrong)
 
 
 def test_a_band_holds_what_it_says():
@@ -126,17 +177,21 @@ def test_the_error_to_be_expected_is_met():
 )  # fmt: skip
 def test_how_you_hear(songs, expected):
     listeners = dataclasses.replace(LISTENERS, valence=SPREAD)
-    person = Person((0.0, 0.0), {str(number): pair for number, pair in enumerate(songs)})
-    assert how_you_hear(listeners, person) == expected
+    assert how_you_hear(person_of(listeners, songs)) == expected
+
+
+def person_of(listeners, pairs):
+    person = Person((0.0, 0.0), {str(number): pair for number, pair in enumerate(pairs)})
+    return person.after(listeners.told(person.differences))
 
 
 @given(st.lists(st.tuples(st.floats(-1, 1) | st.none(), st.floats(-1, 1) | st.none()), max_size=6), st.floats(0, 1) | st.none())  # fmt: skip
 def test_nothing_is_claimed_that_is_less_than_its_deviation(pairs, strength):
     listeners = dataclasses.replace(LISTENERS, strength=strength)
-    person = Person((0.0, 0.0), {str(number): pair for number, pair in enumerate(pairs)})
-    said = how_you_hear(listeners, person)
-    shifts, deviations = listeners.shift(person.differences), listeners.deviation(person.counts())
-    for words, shift, deviation, count in zip((("calmer", "more excited"), ("darker", "brighter")), shifts, deviations, person.counts(), strict=True):  # fmt: skip
+    person = person_of(listeners, pairs)
+    said = how_you_hear(person)
+    told = listeners.told(person.differences)
+    for words, shift, deviation, count in zip((("calmer", "more excited"), ("darker", "brighter")), told.usual, told.deviation, person.counts(), strict=True):  # fmt: skip
         sure = count > 0 and shift != 0 and abs(shift) >= deviation
         assert [word in said for word in words] == [bool(sure and shift < 0), bool(sure and shift > 0)]  # fmt: skip
     assert bool(said) == bool(how_sure(listeners, person)) == any(person.counts())
@@ -145,14 +200,15 @@ def test_nothing_is_claimed_that_is_less_than_its_deviation(pairs, strength):
 
 
 def test_how_sure():
-    person = Person((0.0, 0.0), {"a": (0.1, 0.1), "b": (0.2, None)})
+    person = person_of(LISTENERS, [(0.1, 0.1), (0.2, None)])
     # sqrt(0.04 * 3/5 + 0.13), sqrt(0.17); between is 0 in valence: nothing is gained.
     assert how_sure(LISTENERS, person) == (
         "On a new song your curve should be off by 0.392 in arousal (0.412 before your 2 songs) "
         "and 0.361 in valence (0.361 before your 1 song), where the scale goes from -1 to 1."
     )
     half = dataclasses.replace(LISTENERS, valence=None)
-    assert "valence" not in how_sure(half, person) + how_you_hear(half, person)
+    person = person_of(half, [(0.1, 0.1), (0.2, None)])
+    assert "valence" not in how_sure(half, person) + how_you_hear(person)
 
 
 def test_bands_narrow_with_songs():
@@ -170,7 +226,12 @@ def test_bands_narrow_with_songs():
 @given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1) | st.just(math.nan)), min_size=1, max_size=6), st.randoms())  # fmt: skip
 def test_the_order_of_songs_makes_no_difference(pairs, random):
     shuffled = random.sample(pairs, len(pairs))
-    first, second = (LISTENERS.shift(np.array(x)) for x in (pairs, shuffled))
+    people = [Person((0.0, 0.0)), Person((0.0, 0.0))]
+    for which, order in enumerate((pairs, shuffled)):
+        for pair in order:  # a song is the same wherever it stands
+            digest = str(pairs.index(pair))
+            people[which] = people[which].with_song(digest, np.array(pair))
+    first, second = (LISTENERS.told(x.differences).level for x in people)
     np.testing.assert_array_equal(first, second)
     assert first[1] == 0.0  # people do not differ in this dimension
 
@@ -208,17 +269,25 @@ def songs(loaded):
         curve = random.uniform(-0.2, 0.2, (40, 2)).astype(np.float32)
         labels = np.full((40, 2), (0.3, -0.2), np.float32) * (number + 1)
         labels[:, 1] = np.nan if number == 2 else labels[:, 1]
-        made.append(AnnotatedSong(f"song {number}", str(number), labels, curve=curve))
+        made.append(
+            AnnotatedSong(f"song {number}", str(number), labels, features_of(number), curve)
+        )
     return made
 
 
-def bias_of(variables):
-    return np.asarray(variables["params"]["predictor"]["out"]["bias"])
+def features_of(number, steps=40):
+    random = np.random.RandomState(number)
+    starts = window_starts(steps)
+    return SongFeatures(random.randn(steps, TINY.frames, TINY.mel_bands), random.randn(len(starts), TINY.embedding_width), starts)  # fmt: skip
+
+
+def bias_of(loaded):
+    return np.asarray(loaded.variables["params"]["predictor"]["out"]["bias"])
 
 
 def saved(loaded, songs, folder):
     result = personalize(loaded, songs)
-    save_personalized(folder, loaded, result, [song.name for song in songs])
+    save_personalized(folder, result, [song.name for song in songs])
     return load_model(folder)
 
 
@@ -227,9 +296,9 @@ def test_curves_move_by_the_share_of_the_mean_difference(loaded, songs):
     means = [(song.labels - song.curve).mean(axis=0) for song in songs]  # NaN of what was not drawn
     share = 3 * 0.04 / (3 * 0.04 + 0.12)
     expected = share * np.mean([mean[0] for mean in means])
-    moved = bias_of(result.variables) - bias_of(loaded.variables)
+    moved = bias_of(result.loaded) - bias_of(loaded)
     np.testing.assert_allclose(moved, [expected, 0.0], atol=1e-6)  # float32
-    assert result.person.counts() == (3, 2) and result.labelled_seconds == 60.0
+    assert result.loaded.person.counts() == (3, 2) and result.labelled_seconds == 60.0
     assert result.after[0] < result.before[0] and result.after[1] == result.before[1]
 
 
@@ -237,24 +306,23 @@ def test_songs_may_come_in_any_order_and_one_by_one(loaded, songs, tmp_path):
     """To the bit, and the model is kept with what it needs for more."""
     at_once = personalize(loaded, songs)
     for order in itertools.permutations(songs):
-        np.testing.assert_array_equal(bias_of(personalize(loaded, order).variables), bias_of(at_once.variables))  # fmt: skip
+        np.testing.assert_array_equal(bias_of(personalize(loaded, order).loaded), bias_of(at_once.loaded))  # fmt: skip
     model = saved(loaded, songs[2:], tmp_path / "one")
     model = saved(model, songs[:1], tmp_path / "two")
     assert "and 1 before" in model.info.note
     last = personalize(model, [songs[1]])
-    np.testing.assert_array_equal(bias_of(last.variables), bias_of(at_once.variables))
-    assert last.person == dataclasses.replace(last.person, songs=at_once.person.songs)
+    np.testing.assert_array_equal(bias_of(last.loaded), bias_of(at_once.loaded))
+    assert last.loaded.person == at_once.loaded.person
 
 
 def test_a_song_that_comes_again_counts_once(loaded, songs):
-    once = personalize(loaded, songs[:2])
-    model = dataclasses.replace(loaded, variables=once.variables, person=once.person)
+    model = personalize(loaded, songs[:2]).loaded
     again = personalize(model, songs[:1])
-    np.testing.assert_array_equal(bias_of(again.variables), bias_of(once.variables))
+    np.testing.assert_array_equal(bias_of(again.loaded), bias_of(model))
     redrawn = dataclasses.replace(songs[0], labels=-songs[0].labels)
     np.testing.assert_array_equal(
-        bias_of(personalize(model, [redrawn]).variables),
-        bias_of(personalize(loaded, [redrawn, songs[1]]).variables),
+        bias_of(personalize(model, [redrawn]).loaded),
+        bias_of(personalize(loaded, [redrawn, songs[1]]).loaded),
     )
 
 
@@ -281,7 +349,15 @@ def test_what_is_no_knowledge_of_listeners(tmp_path, text):
         read_listeners(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"base": [0.0, 0.0]}', '{"base": [0.0, null], "songs": {}}', '{"base": [0.0, 0.0], "songs": {"a": [0.1]}}', '{"base": [0.0, 0.0], "songs": {"a": [NaN, 0.1]}}'])  # fmt: skip
+PERSON_TEXT = '{"base": [0.0, %s], "songs": {%s}, "level": [0.0, 0.0], "deviation": [0.1, null]}'
+
+
+def test_what_is_a_person(tmp_path):
+    (tmp_path / "person.json").write_text(PERSON_TEXT % ("0.5", '"a": [0.1, null]'))
+    assert read_person(tmp_path) == Person((0.0, 0.5), {"a": (0.1, None)}, deviation=(0.1, None))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"base": [0.0, 0.0]}', *(PERSON_TEXT % pair for pair in (("null", ""), ("0.0", '"a": [0.1]'), ("0.0", '"a": [NaN, 0.1]')))])  # fmt: skip
 def test_what_is_no_person(tmp_path, text):
     (tmp_path / "person.json").write_text(text)
     with pytest.raises(UsageError, match=r"person.json: damaged"):
@@ -307,7 +383,7 @@ def test_songs_one_by_one_on_the_command_line(small_run, study, tmp_path, capsys
 
     def run(*arguments):
         assert main(["personalize", *map(str, arguments)]) == 0
-        return bias_of(load_model(arguments[arguments.index("--out") + 1] if "--out" in arguments else tmp_path / "mine").variables)  # fmt: skip
+        return bias_of(load_model(arguments[arguments.index("--out") + 1] if "--out" in arguments else tmp_path / "mine"))  # fmt: skip
 
     pairs = [("--song", study / "audio" / f"s{number}.wav", table) for number in range(3)]
     everyone = ("--checkpoint", small_run)

@@ -144,7 +144,7 @@ def test_adapting_moves_towards_the_listener(small_run, song, tmp_path):
         result = personalize(loaded, [annotated_song(loaded, song, path)])
         assert (result.after < result.before).all()
         out = tmp_path / f"mine{level}"
-        save_personalized(out, loaded, result, [song.name])
+        save_personalized(out, result, [song.name])
         mine = load_model(out)
         assert mine.info.note == f"personalised on 50 s of {song.name}"
         results[level] = predict_file(mine, song)
@@ -223,7 +223,6 @@ def test_what_cannot_be_adapted_to(small_run, song, tmp_path):
     with pytest.raises(UsageError, match="not an empty folder"):
         save_personalized(
             tmp_path / "full",
-            loaded,
             personalize(loaded, [annotated_song(loaded, song, good)]),
             ["x"],
         )

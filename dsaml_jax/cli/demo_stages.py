@@ -184,7 +184,7 @@ def _personalize_one(run: LoadedModel, corpus: Corpus, root: Path, workdir: Path
         writer.writerows([15.0 + 0.5 * i, *map(float, row)] for i, row in enumerate(curve))
     result = personalize(run, [annotated_song(run, audio, annotations)])
     if not (workdir / "mine").exists():
-        save_personalized(workdir / "mine", run, result, [audio.name])
+        save_personalized(workdir / "mine", result, [audio.name])
     write_curve(workdir / "mine_prediction.csv", predict_file(load_model(workdir / "mine"), audio))
     return (
         f"{person} personalised on song {name}: RMSE on that song {np.nanmean(result.before):.3f} before, "

@@ -96,13 +96,14 @@ def run(options: argparse.Namespace) -> None:
             bar.update()
     result = personalize(loaded, songs, options.by)
     names = [song.name for song in songs]
-    save_personalized(out, loaded, result, names, convention, replace=in_place)
+    save_personalized(out, result, names, convention, replace=in_place)
     for name, before, after in zip(DIMENSIONS, result.before, result.after, strict=True):
         if math.isfinite(before):
             what = "your song" if len(songs) == 1 else f"your {len(songs)} songs"
             console.say(f"{name}: RMSE on {what} {before:.3f} before, {after:.3f} after")
-    if result.person is not None and loaded.listeners is not None:
-        about = how_you_hear(loaded.listeners, result.person), how_sure(loaded.listeners, result.person)  # fmt: skip
+    person = result.loaded.person
+    if person is not None and loaded.listeners is not None:
+        about = how_you_hear(person), how_sure(loaded.listeners, person)
         console.say(" ".join(filter(None, about)))
     empty = sum(song.empty_cells for song in songs)
     if empty:

@@ -22,9 +22,9 @@ from dsaml_jax.corpus.folds import (
 )
 from dsaml_jax.corpus.inputs import (
     CONSTANT,
+    embeddings_of,
     input_statistics,
     song_embeddings,
-    squared_distances,
 )
 from dsaml_jax.corpus.seen import Overlap, Seen, require_unseen, seen_in
 from dsaml_jax.corpus.tasks import (
@@ -56,6 +56,7 @@ __all__ = [
     "consensus_target",
     "dimensions",
     "drawing",
+    "embeddings_of",
     "evaluation_tasks",
     "evenly_spread",
     "fold_of",
@@ -71,7 +72,6 @@ __all__ = [
     "seen_in",
     "song_embeddings",
     "song_weights",
-    "squared_distances",
     "to_device",
     "uniform_stream",
     "windows_to_draw",

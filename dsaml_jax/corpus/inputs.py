@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from data_prep.shards import Corpus, features_of, read_features
@@ -39,20 +41,17 @@ def input_statistics(corpus: Corpus, songs: np.ndarray) -> dict[str, tuple[np.nd
     return found
 
 
-def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
-    """`[songs, E]` float64: of each song the mean over its windows, or steps."""
+def embeddings_of(corpus: Corpus, songs: np.ndarray) -> Iterator[np.ndarray]:
+    """Of each song `[w, E]`, a row for each window, or `[n, E]`, one for each step; as stored."""
     rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
-    means = []
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
         read = features_of(corpus, some)
         for song in some:
             row = read.embedding_first[song]
-            means.append(read.embedding[row : row + rows[song]].mean(axis=0, dtype=np.float64))
-    return np.stack(means)
+            yield read.embedding[row : row + rows[song]]
 
 
-def squared_distances(x: np.ndarray) -> np.ndarray:
-    """`[n, n]` between rows of `[n, k]`."""
-    squares = np.square(x).sum(axis=1)
-    return np.asarray(np.maximum(squares[:, None] + squares - 2.0 * x @ x.T, 0.0))
+def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
+    """`[songs, E]` float64: of each song the mean over its windows, or steps."""
+    return np.stack([x.mean(axis=0, dtype=np.float64) for x in embeddings_of(corpus, songs)])

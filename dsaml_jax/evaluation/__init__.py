@@ -31,7 +31,14 @@ from dsaml_jax.evaluation.evaluating import (
     table,
     write_evaluation,
 )
-from dsaml_jax.evaluation.listeners import differences, fit_listeners, inside, listeners_of
+from dsaml_jax.evaluation.listeners import (
+    Likeness,
+    differences,
+    fit_listeners,
+    inside,
+    likeness_of,
+    listeners_of,
+)
 from dsaml_jax.evaluation.methods import CurvesOfSongs, adapted, curves_of_songs
 from dsaml_jax.evaluation.scores import (
     COLUMNS,
@@ -57,6 +64,7 @@ from dsaml_jax.evaluation.trials import (
 )
 
 __all__ = [
+    "Likeness",
     "COLUMNS",
     "CurvesOfSongs",
     "LEVELS",
@@ -92,6 +100,7 @@ __all__ = [
     "levels_table",
     "listener_judging",
     "listener_trial",
+    "likeness_of",
     "listeners_of",
     "mean_scores",
     "most_shared_song",

@@ -256,7 +256,7 @@ def _evaluate_pdmer(
         if choose.has_people:
             predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
         if dmer.listeners is not None:
-            predicted["DMER + prior"] = with_prior(trial, curves, dmer.listeners)
+            predicted["DMER + prior"] = with_prior(trial, curves, dmer)
         predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
     curves = curves_of_songs(trial, run.model, run.variables)
     title = meta.algorithm_title(config.algorithm)
@@ -265,7 +265,7 @@ def _evaluate_pdmer(
     if choose.has_people:
         predicted[f"{title} + offset"] = with_offset(trial, curves, choose.share(title, run))
     if run.listeners is not None:
-        predicted[f"{title} + prior"] = with_prior(trial, curves, run.listeners)
+        predicted[f"{title} + prior"] = with_prior(trial, curves, run)
     predicted[after] = after_adapting(run, config)
     facts = {
         "annotators": trial.judging.people,

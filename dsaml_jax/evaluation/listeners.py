@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import chex
 import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
+from dsaml_jax.corpus import song_embeddings
 from dsaml_jax.evaluation.methods import CurvesOfSongs
+from dsaml_jax.listener import Variables
+from dsaml_jax.models import SongSpace, song_space
 from dsaml_jax.runs import BAND_SHARE, Listeners, Spread
 
 MIN_PEOPLE = 2
 """With two songs each, or more: of fewer people nothing can be said."""
 
+MOST_SONGS = 200
+"""Of a person, evenly spread: what they say of people in general grows little beyond, and time by the cube."""
+
+MOST_ODDS = 12.0
+"""Logarithm of the largest ratio of two variances."""
+
 
 def listeners_of(
-    corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs, step: int = 0
+    corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs, variables: Variables, step: int = 0
 ) -> Listeners | None:
     """How the people of these ratings differ from a model's curves.
 
@@ -24,15 +35,31 @@ def listeners_of(
       corpus: whose ratings; of songs that the model was not trained on.
       ratings: their indices.
       curves: of all their songs.
-      step: of the model's checkpoint.
+      variables: of the model.
+      step: of its checkpoint.
 
     Returns:
       None where too few people have two songs.
     """
     if not len(ratings):
         return None
-    found = fit_listeners(corpus.rating_annotator[ratings], differences(corpus, ratings, curves))
+    found = fit_listeners(
+        corpus.rating_annotator[ratings],
+        differences(corpus, ratings, curves),
+        *likeness_of(corpus, ratings, variables),
+    )
     return None if found is None else dataclasses.replace(found, step=step)
+
+
+def likeness_of(
+    corpus: Corpus, ratings: np.ndarray, variables: Variables
+) -> tuple[np.ndarray, Likeness | None]:
+    """`[ratings]` the number of each one's song, and which of these songs are alike; None where the model does not know."""
+    songs, numbers = np.unique(corpus.rating_song[ratings], return_inverse=True)
+    space = song_space(variables)
+    if space is None:
+        return numbers, None
+    return numbers, Likeness(space, space.place(song_embeddings(corpus, songs)).astype(np.float16))
 
 
 def differences(corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs) -> list[np.ndarray]:
@@ -52,41 +79,130 @@ def differences(corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs) -> l
     return found
 
 
-def fit_listeners(people: np.ndarray, differences: list[np.ndarray]) -> Listeners | None:
-    """Variances by their moments, and the band by quantiles of what was drawn.
+def fit_listeners(
+    people: np.ndarray,
+    differences: list[np.ndarray],
+    songs: np.ndarray | None = None,
+    likeness: Likeness | None = None,
+) -> Listeners | None:
+    """Variances by maximum likelihood, and the band by quantiles of what was drawn.
 
-    People count equally in `between`, songs in `within`, curves in the band. `between` is about zero, not about the mean
-    of these people: a person of whom nothing is known stays where everyone is.
+    Songs count equally in the variances but for those of a person beyond :data:`MOST_SONGS`, curves in the band. The level of
+    a person is about zero, not about the mean of these people: of whom nothing is known stays where everyone is.
 
     Args:
       people: `[ratings]` whose each difference is.
       differences: see :func:`differences`.
+      songs: `[ratings]` the number of each one's song, see :func:`likeness_of`.
+      likeness: of songs; None: no taste is looked for.
 
     Returns:
       None where too few people have two songs, in both dimensions.
     """
+    chex.assert_shape(people, (len(differences),))
     arousal, valence = (
-        _spread(people, [difference[:, column] for difference in differences]) for column in (0, 1)
+        _spread(people, [difference[:, column] for difference in differences], songs, likeness)
+        for column in (0, 1)
     )
     if arousal is None and valence is None:
         return None
     return Listeners(arousal, valence, people=len(np.unique(people)), curves=len(people))
 
 
-def _spread(people: np.ndarray, differences: list[np.ndarray]) -> Spread | None:
+@dataclasses.dataclass(frozen=True)
+class Likeness:
+    """Which songs are alike.
+
+    Attributes:
+      space: in which they lie.
+      places: `[songs, E]`, see :meth:`dsaml_jax.models.SongSpace.place`.
+    """
+
+    space: SongSpace
+    places: np.ndarray
+
+    def of(self, songs: np.ndarray) -> np.ndarray:
+        """`[..., k, k]` of songs `[..., k]` to each other."""
+        some = self.places[songs]
+        rows = some.reshape(-1, *some.shape[-2:])
+        found = np.stack([self.space.likeness(x, x) for x in rows])
+        return found.reshape(*songs.shape, songs.shape[-1])
+
+    def usual(self, songs: np.ndarray) -> float:
+        """Of two of these songs, in the mean; of many songs, a number of them is looked at."""
+        some = np.unique(songs)
+        some = some[np.linspace(0, len(some) - 1, min(len(some), MOST_SONGS)).astype(int)]
+        if len(some) < 2:
+            return 1.0
+        alike = self.of(some)
+        return float((alike.sum() - len(some)) / (len(some) * (len(some) - 1)))
+
+
+def _spread(
+    people: np.ndarray,
+    differences: list[np.ndarray],
+    songs: np.ndarray | None,
+    likeness: Likeness | None,
+) -> Spread | None:
     levels = np.array([labelled_mean(difference) for difference in differences])
-    known = np.isfinite(levels)
-    _, who, counts = np.unique(people[known], return_inverse=True, return_counts=True)
+    (known,) = np.nonzero(np.isfinite(levels))
+    _, counts = np.unique(people[known], return_counts=True)
     if (counts > 1).sum() < MIN_PEOPLE:
         return None
-    means = np.bincount(who, levels[known]) / counts
-    within = float(np.sum(np.square(levels[known] - means[who])) / np.sum(counts - 1))
-    between = max(float(np.mean(np.square(means) - within / counts)), 0.0)
+    if songs is None or likeness is None:
+        level, _, alone = _likeliest(_groups(people[known], levels[known]))
+        taste = alike = 0.0
+    else:
+        groups = _groups(people[known], levels[known], songs[known])
+        level, taste, alone = _likeliest([(x, likeness.of(which)) for x, which in groups])
+        alike = likeness.usual(songs[known])
     drawn = [difference[np.isfinite(difference)] for difference in differences]
     drawn = [difference for difference in drawn if len(difference)]
     moving = float(np.mean([np.var(difference) for difference in drawn]))
     low, high = _quantiles(drawn, ((1.0 - BAND_SHARE) / 2, (1.0 + BAND_SHARE) / 2))
-    return Spread(between, within, moving, low, high)
+    shared = level + taste * alike
+    return Spread(shared, alone + taste * (1.0 - alike), moving, low, high, taste, alike)
+
+
+def _groups(people: np.ndarray, *columns: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+    """People with equally many songs together: of each column `[people, k]`."""
+    rows: dict[int, list[np.ndarray]] = {}
+    for person in np.unique(people):
+        (mine,) = np.nonzero(people == person)
+        mine = mine[np.linspace(0, len(mine) - 1, min(len(mine), MOST_SONGS)).astype(int)]
+        rows.setdefault(len(mine), []).append(mine)
+    return [tuple(column[np.array(group)] for column in columns) for group in rows.values()]
+
+
+def _likeliest(groups: Sequence[tuple[np.ndarray, ...]]) -> tuple[float, float, float]:
+    """The likeliest variances of a person's level, of their taste, and of a song alone, all normal.
+
+    Args:
+      groups: levels `[people, k]` and, where taste is looked for, the likeness `[people, k, k]` of their songs.
+    """
+    from scipy.optimize import minimize
+
+    tastes = len(groups[0]) > 1
+    count = sum(levels.size for levels, *_ in groups)
+
+    def scaled(places: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """Shares of the three, the likeliest sum of them, and minus twice the log-likelihood of both."""
+        odds = np.exp(np.append(places, 0.0).clip(-MOST_ODDS, MOST_ODDS))
+        level, *taste, alone = odds / odds.sum()
+        squares = logarithms = 0.0
+        for levels, *alike in groups:
+            together = level + alone * np.eye(levels.shape[1]) + (taste[0] * alike[0] if tastes else 0.0)  # fmt: skip
+            root = np.linalg.cholesky(np.broadcast_to(together, (*levels.shape, levels.shape[1])))
+            squares += np.square(np.linalg.solve(root, levels[..., None])).sum()
+            logarithms += 2.0 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum()
+        total = max(squares / count, np.finfo(float).tiny)
+        return np.array([level, *(taste or [0.0]), alone]), total, count * np.log(total) + logarithms  # fmt: skip
+
+    begin = np.full(1 + tastes, -1.0)
+    best = minimize(lambda x: scaled(x)[2], begin, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-4})  # fmt: skip
+    shares, total, _ = scaled(best.x)
+    level, taste, alone = (shares * total).tolist()
+    return level, taste, alone
 
 
 def _quantiles(curves: list[np.ndarray], shares: tuple[float, float]) -> tuple[float, float]:

@@ -17,13 +17,13 @@ from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.adaptation import adapt_to_listener, inner_algorithm, part_of_the_way, to_learned
 from dsaml_jax.config import MetaConfig
-from dsaml_jax.corpus import DeviceCorpus, gather_windows
+from dsaml_jax.corpus import DeviceCorpus, embeddings_of, gather_windows, song_embeddings
 from dsaml_jax.evaluation.scores import score_curves, unit_means
 from dsaml_jax.evaluation.trials import Trial
-from dsaml_jax.listener import Variables, song_curve
+from dsaml_jax.listener import Variables, blended, song_curve
 from dsaml_jax.meta import Adapting, LearnedRates, hoist
-from dsaml_jax.models import is_split
-from dsaml_jax.runs import Listeners
+from dsaml_jax.models import SongSpace, is_split, song_space
+from dsaml_jax.runs import LoadedModel, Told
 
 TASKS_PER_BLOCK = 16
 
@@ -119,12 +119,55 @@ def with_offset(trial: Trial, curves: CurvesOfSongs, share: float) -> np.ndarray
     return curves.of(trial.song) + _mean_error(trial.support_truth, on_support, share)
 
 
-def with_prior(trial: Trial, curves: CurvesOfSongs, listeners: Listeners) -> np.ndarray:
-    """A model's curves, moved as `dsaml personalize` moves them: by what listeners bear out of each one's support songs."""
+def with_prior(trial: Trial, curves: CurvesOfSongs, loaded: LoadedModel) -> np.ndarray:
+    """A model's curves, moved as `dsaml personalize` moves them: by what each one's support songs tell of the others.
+
+    Args:
+      trial: with tasks.
+      curves: of all its songs.
+      loaded: the model that they are from, which knows how listeners differ.
+    """
+    assert loaded.listeners is not None
     predicted = np.clip(curves.of(trial.support_songs), -1.0, 1.0)
     differences = labelled_mean((trial.support_truth - predicted).astype(np.float64), axis=2)
-    shifts = np.stack([listeners.shift(of_task) for of_task in differences])
-    return curves.of(trial.song) + shifts[:, None, None].astype(np.float32)
+    moved, space = curves.of(trial.song).copy(), song_space(loaded.variables)
+    shifts = None if space is None else _Shifts(trial, space)
+    for task, (support, of_task) in enumerate(zip(trial.support_songs, differences, strict=True)):
+        told = loaded.listeners.told(of_task, shifts.likeness(support) if shifts else None)
+        if shifts is None:
+            moved[task] += told.level.astype(np.float32)
+            continue
+        for place in np.flatnonzero(trial.listeners.query[task] >= 0):
+            shift = shifts.of(int(trial.song[task, place]), support, told)
+            moved[task, place, : len(shift)] += shift
+    return moved
+
+
+class _Shifts:
+    """How far a person's curves of songs lie from everyone's, by likeness where a model knows which songs are alike."""
+
+    def __init__(self, trial: Trial, space: SongSpace) -> None:
+        self._corpus = corpus = trial.corpus
+        self._per_step = corpus.features.embedding_per == "step"
+        self._support = np.unique(trial.support_songs)
+        places = space.place(song_embeddings(corpus, self._support)).astype(np.float16)
+        self._alike = space.likeness(places, places)
+        embeddings = zip(trial.asked.tolist(), embeddings_of(corpus, trial.asked), strict=True)
+        self._of_asked = {song: space.likeness(space.place(x), places) for song, x in embeddings}
+
+    def likeness(self, support: np.ndarray) -> np.ndarray:
+        """`[K, K]` of songs to each other."""
+        known = np.searchsorted(self._support, support)
+        return self._alike[np.ix_(known, known)]
+
+    def of(self, song: int, support: np.ndarray, told: Told) -> np.ndarray:
+        """`[n, 2]` of a song, by what the songs `[K]` of a person tell."""
+        alike = self._of_asked[song][:, np.searchsorted(self._support, support)]
+        shift = told.shift(alike)
+        if self._per_step:
+            return shift
+        first, steps = self._corpus.window_first[song], int(self._corpus.song_steps[song])
+        return blended(shift, self._corpus.window_start[first : first + len(shift)], steps)
 
 
 def with_best_offset(trial: Trial, curves: CurvesOfSongs) -> np.ndarray:

@@ -341,7 +341,7 @@ class Runner:
                 raise UsageError(
                     f"{method.training} does not know how listeners differ: too few people in validation"
                 )
-            return methods.with_prior(trial, curves, model.listeners)
+            return methods.with_prior(trial, curves, model)
         if method.kind == "offset":
             return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)

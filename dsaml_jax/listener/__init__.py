@@ -5,7 +5,7 @@ person drew, `personal` makes a model of them, `telling` says what it knows, and
 """
 
 from dsaml_jax.listener.annotations import annotated_in, read_annotations
-from dsaml_jax.listener.curves import Variables, predict_song, song_curve
+from dsaml_jax.listener.curves import Variables, blended, predict_song, song_curve
 from dsaml_jax.listener.personal import (
     DIGEST_DIGITS,
     Adapting,
@@ -42,6 +42,7 @@ __all__ = [
     "annotated_in",
     "annotated_song",
     "band_of",
+    "blended",
     "curve_table",
     "default_adapting",
     "features_of_file",

@@ -89,6 +89,23 @@ def blending_weights(window: int) -> jax.Array:
     return jnp.square(jnp.sin(jnp.pi * (jnp.arange(window, dtype=jnp.float32) + 0.5) / window))
 
 
+def blended(values: np.ndarray, window_start: np.ndarray, steps: int) -> np.ndarray:
+    """`[steps, k]` of one row `[k]` per window: as :func:`song_curve` blends, where a window says the same of all its steps.
+
+    Args:
+      values: `[w, k]`.
+      window_start: `[w]`.
+      steps: of the song.
+    """
+    chex.assert_rank([values, window_start], [2, 1])
+    window = min(WINDOW_STEPS, steps)
+    rows = (window_start[:, None] + np.arange(window)[None]).astype(int)
+    weights = np.zeros((steps, len(values)))
+    every, step = np.nonzero(rows < steps)
+    weights[rows[every, step], every] = np.asarray(blending_weights(window), np.float64)[step]
+    return np.asarray(weights / np.maximum(weights.sum(axis=1, keepdims=True), TINY) @ values)
+
+
 _jitted_song_curve = jax.jit(song_curve, static_argnames=("model", "per_step"))
 
 

@@ -23,8 +23,10 @@ from dsaml_jax.base import MIN_LABELLED_STEPS, SongBatch
 from dsaml_jax.corpus import evenly_spread, windows_to_draw
 from dsaml_jax.errors import UsageError
 from dsaml_jax.listener.annotations import read_annotations
-from dsaml_jax.listener.curves import Variables
+from dsaml_jax.listener.curves import Variables, blended
 from dsaml_jax.listener.predicting import features_of_file, of_learned, predict_features
+from dsaml_jax.listener.suggesting import song_embedding
+from dsaml_jax.models import listener_places, listener_weights, song_space, with_listener
 from dsaml_jax.runs import LoadedModel, Person, save_model
 
 Adapting = Literal["prior", "steps"]
@@ -42,7 +44,7 @@ class AnnotatedSong:
       name: for people.
       digest: of its sound file, :data:`DIGEST_DIGITS` digits: the same song is known again by it.
       labels: `[n, 2]` arousal and valence, NaN where unlabelled.
-      features: of the song; None where `curve` is enough.
+      features: of the song.
       curve: `[n, 2]` that everyone's model says of it, where that is known already.
       empty_cells: of the table, in the dimensions that it holds; not adapted to.
       leaves_gaps: whether most points of the table are too far apart to be joined.
@@ -51,7 +53,7 @@ class AnnotatedSong:
     name: str
     digest: str
     labels: np.ndarray
-    features: SongFeatures | None = None
+    features: SongFeatures
     curve: np.ndarray | None = None
     empty_cells: int = 0
     leaves_gaps: bool = False
@@ -62,15 +64,13 @@ class Personalized:
     """What came of personalising.
 
     Attributes:
-      variables: adapted.
-      person: what is kept of the person; None where the inner steps were taken.
+      loaded: the model, adapted; with what is kept of the person where that was not by inner steps.
       labelled_seconds: how much of the songs was annotated.
       before, after: RMSE on the annotated songs, `[2]` arousal and valence, the mean over songs; NaN where nothing was
         annotated.
     """
 
-    variables: Variables
-    person: Person | None
+    loaded: LoadedModel
     labelled_seconds: float
     before: np.ndarray
     after: np.ndarray
@@ -130,11 +130,11 @@ def personalize(
 ) -> Personalized:
     """Adapts a model to the listener who annotated these songs.
 
-    By `prior` the curves move by a constant in each dimension: by the share of the mean difference between what the person
-    drew and everyone's curves that listeners in general bear out on further songs
-    (:meth:`dsaml_jax.runs.Listeners.shift`). Songs that a personal model knows already count too, a song that comes again
-    by what is drawn now; the order makes no difference. By `steps` the model takes the inner steps of its meta-learning on
-    all songs together.
+    By `prior` the curves move by what the mean differences between what the person drew and everyone's curves tell of
+    further songs, as listeners in general bear it out (:meth:`dsaml_jax.runs.Listeners.told`): a constant in each dimension
+    and, in a model with a head for levels, more on songs that are like those that were drawn. Songs that a personal model
+    knows already count too, a song that comes again by what is drawn now; the order makes no difference. By `steps` the
+    model takes the inner steps of its meta-learning on all songs together.
 
     Args:
       loaded: the general model, or a personal one, which then learns these songs besides.
@@ -148,13 +148,13 @@ def personalize(
     songs = [dataclasses.replace(song, labels=of_learned(loaded, song.labels)) for song in songs]
     labelled = sum(require_enough(song.labels, song.name) for song in songs)
     adapted = _by_prior if (by or default_adapting(loaded)) == "prior" else _by_steps
-    variables, person, curves = adapted(loaded, songs)
+    personal, curves = adapted(loaded, songs)
     errors = [
         [_error(curve, song.labels) for curve in pair]
         for song, pair in zip(songs, curves, strict=True)
     ]
     before, after = labelled_mean(np.array(errors))
-    return Personalized(variables, person, labelled / STEPS_PER_SECOND, before, after)
+    return Personalized(personal, labelled / STEPS_PER_SECOND, before, after)
 
 
 def default_adapting(loaded: LoadedModel) -> Adapting:
@@ -169,30 +169,83 @@ BeforeAfter = tuple[np.ndarray, np.ndarray]
 
 def _by_prior(
     loaded: LoadedModel, songs: Sequence[AnnotatedSong]
-) -> tuple[Variables, Person, list[BeforeAfter]]:
+) -> tuple[LoadedModel, list[BeforeAfter]]:
     bias = level_bias(loaded.variables["params"])
     if bias is None:
         raise UsageError("this network has no bias of its level: it adapts by steps alone")
     if loaded.listeners is None:
         raise UsageError("this model does not know how listeners differ: it adapts by steps alone")
-    bias = np.asarray(bias, np.float64)
-    person = loaded.person or Person((float(bias[0]), float(bias[1])))
-    base = np.array(person.base)
-    everyone = with_level_bias(loaded.variables, base)
-    curves = [
-        _predicted(loaded, everyone, song) if song.curve is None else song.curve for song in songs
-    ]
+    first, second = np.asarray(bias, np.float64).tolist()
+    person = loaded.person or Person((first, second))
+    base, space = np.array(person.base), song_space(loaded.variables)
+    places: dict[str, np.ndarray] = {}
+    if space is not None:
+        places = dict(zip(person.songs, listener_places(loaded.variables), strict=False))
+        places |= {x.digest: space.place(song_embedding(x.features)).astype(np.float16) for x in songs}  # fmt: skip
+    everyone = _moved(loaded, base)
+    curves = [_predicted(loaded, everyone, x) if x.curve is None else x.curve for x in songs]
     for song, curve in zip(songs, curves, strict=True):
         difference = song.labels.astype(np.float64) - curve.clip(-1.0, 1.0)
         person = person.with_song(song.digest, labelled_mean(difference))
-    shift = loaded.listeners.shift(person.differences)
-    variables = with_level_bias(loaded.variables, base + shift)
-    return variables, person, [(curve + (bias - base), curve + shift) for curve in curves]
+
+    here = likeness = None
+    if space is not None:
+        here = np.array([places[digest] for digest in person.songs])
+        likeness = space.likeness(here, here)
+    told = loaded.listeners.told(person.differences, likeness)
+    variables = _moved(loaded, base + told.level, here, told.weights)
+    moved = [
+        tuple(curve + _shift(x, base, song.features) for x in (loaded.variables, variables))
+        for song, curve in zip(songs, curves, strict=True)
+    ]
+    return _personal(loaded, variables, person.after(told)), moved
+
+
+def _moved(
+    loaded: LoadedModel,
+    bias: np.ndarray,
+    places: np.ndarray | None = None,
+    weights: np.ndarray | None = None,
+) -> Variables:
+    """Variables whose curves lie otherwise: by what is added to all, and by songs of a listener; without these, none."""
+    variables = with_level_bias(loaded.variables, bias)
+    if song_space(variables) is None:
+        return variables
+    if places is None or weights is None:
+        places, weights = listener_places(variables)[:0], np.zeros((0, 2))
+    return with_listener(variables, places, weights)
+
+
+def _shift(variables: Variables, base: np.ndarray, features: SongFeatures) -> np.ndarray:
+    """`[n or 1, 2]` how far a personal model's curves of a song lie from everyone's, as it predicts them."""
+    level = np.asarray(level_bias(variables["params"]), np.float64) - base
+    space = song_space(variables)
+    if space is None:
+        return level[None]
+    alike = space.likeness(space.place(features.embedding), listener_places(variables))
+    more = alike @ listener_weights(variables)
+    steps = len(features.log_mel)
+    if len(more) == len(features.window_start) != steps:  # one for each window
+        more = blended(more, features.window_start, steps)
+    return level + more
+
+
+def _personal(loaded: LoadedModel, variables: Variables, person: Person | None) -> LoadedModel:
+    """The model with other variables, whose listener may have more songs than there was room for."""
+    found = dataclasses.replace(loaded, variables=dict(variables), person=person)
+    if song_space(variables) is None:
+        return found
+    config = dataclasses.replace(loaded.info.config.model, listener_centres=len(listener_places(variables)))  # fmt: skip
+    if config == loaded.info.config.model:
+        return found
+    run = dataclasses.replace(loaded.info.config, model=config)
+    info = dataclasses.replace(loaded.info, config=run)
+    return dataclasses.replace(found, model=loaded.model.clone(config=config), info=info)
 
 
 def _by_steps(
     loaded: LoadedModel, songs: Sequence[AnnotatedSong]
-) -> tuple[Variables, None, list[BeforeAfter]]:
+) -> tuple[LoadedModel, list[BeforeAfter]]:
     if loaded.person is not None:
         raise UsageError(
             "a personal model takes no further inner steps; begin with everyone's model, and all songs"
@@ -200,7 +253,7 @@ def _by_steps(
     per_step = loaded.info.features.embedding_per == "step"
     support = jax.tree.map(
         lambda *parts: jnp.concatenate(parts),
-        *(support_batch(_features(song), song.labels, per_step=per_step) for song in songs),
+        *(support_batch(song.features, song.labels, per_step=per_step) for song in songs),
     )
     adapted = jax.jit(adapt_to_listener, static_argnums=(0, 1))(
         loaded.model, loaded.info.config.meta, loaded.variables, support
@@ -211,16 +264,11 @@ def _by_steps(
         (_predicted(loaded, loaded.variables, song), _predicted(loaded, adapted, song))
         for song in songs
     ]
-    return adapted, None, curves
-
-
-def _features(song: AnnotatedSong) -> SongFeatures:
-    assert song.features is not None
-    return song.features
+    return _personal(loaded, adapted, None), curves
 
 
 def _predicted(loaded: LoadedModel, variables: Variables, song: AnnotatedSong) -> np.ndarray:
-    return predict_features(loaded, variables, _features(song))
+    return predict_features(loaded, variables, song.features)
 
 
 def _error(curve: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -284,7 +332,6 @@ def support_batch(features: SongFeatures, labels: np.ndarray, *, per_step: bool)
 
 def save_personalized(
     directory: Path,
-    loaded: LoadedModel,
     result: Personalized,
     songs: Sequence[str],
     convention: Convention = Convention(),
@@ -294,13 +341,13 @@ def save_personalized(
 
     Args:
       directory: new or empty.
-      loaded: the model that was adapted.
       result: what came of it.
       songs: names of what it was adapted to now.
       convention: how their tables were meant.
       replace: the model that is there already.
     """
-    known = len(result.person.songs) if result.person else len(songs)
+    person = result.loaded.person
+    known = len(person.songs) if person else len(songs)
     before = f", and {known - len(songs)} before" if known > len(songs) else ""
     named = printable(", ".join(songs[:3]) + (", ..." if len(songs) > 3 else ""))
     note = f"personalised on {result.labelled_seconds:g} s of {named}{before}"
@@ -308,10 +355,10 @@ def save_personalized(
         note += f", {convention.meaning()}, joined over up to {convention.max_gap:g} s"
     save_model(
         directory,
-        result.variables,
-        dataclasses.replace(loaded.info, note=note),
-        step=loaded.step,
-        listeners=loaded.listeners,
-        person=result.person,
+        result.loaded.variables,
+        dataclasses.replace(result.loaded.info, note=note),
+        step=result.loaded.step,
+        listeners=result.loaded.listeners,
+        person=person,
         replace=replace,
     )

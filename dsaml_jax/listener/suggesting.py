@@ -17,8 +17,8 @@ import chex
 import numpy as np
 
 from data_prep.analysis import SongFeatures
-from dsaml_jax.corpus import CONSTANT, squared_distances
-from dsaml_jax.models import FARTHEST
+from dsaml_jax.corpus import CONSTANT
+from dsaml_jax.models import FARTHEST, squared_distances
 
 GAMMA = 0.3
 """Of the likeness, for songs that are that far apart in the mean square: the likeliest of five for DEAM's raters."""
@@ -62,7 +62,7 @@ def likeness(embeddings: np.ndarray, gamma: float = GAMMA) -> np.ndarray:
         return np.ones((len(embeddings),) * 2)
     x = (embeddings - embeddings.mean(axis=0, dtype=np.float64))[:, varies] / spread[varies]
     x = x.clip(-FARTHEST, FARTHEST)
-    return np.asarray(np.exp(-gamma * squared_distances(x) / x.shape[1]))
+    return np.asarray(np.exp(-gamma * squared_distances(x, x) / x.shape[1]))
 
 
 def not_known(likenesses: np.ndarray, known: Sequence[int]) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from data_prep.base import DIMENSIONS
 from dsaml_jax.runs import Listeners, Person
 
@@ -11,7 +9,7 @@ WORDS = (("calmer", "more excited"), ("darker", "brighter"))
 """How somebody hears music whose arousal, whose valence, lies below and above that of most."""
 
 
-def how_you_hear(listeners: Listeners, person: Person) -> str:
+def how_you_hear(person: Person) -> str:
     """How a person hears music, in one sentence.
 
     Such as "You hear this music calmer than most, by 0.12 ± 0.05; its valence about as most do."
@@ -19,10 +17,10 @@ def how_you_hear(listeners: Listeners, person: Person) -> str:
     It says the mean of what is known of their level, and its standard deviation. Nothing is claimed where the first is less than the
     second. Empty where nothing is known.
     """
-    shifts, deviations = listeners.shift(person.differences), listeners.deviation(person.counts())
     claimed, alike = [], []
-    for place in _known(listeners, person):
-        shift, deviation = shifts[place], deviations[place]
+    for place in _known(person):
+        shift, deviation = person.level[place], person.deviation[place]
+        assert deviation is not None
         if shift == 0.0 or abs(shift) < deviation:
             alike.append(DIMENSIONS[place])
         else:
@@ -42,13 +40,13 @@ def how_sure(listeners: Listeners, person: Person) -> str:
     counts = person.counts()
     before, after = listeners.error((0, 0)), listeners.error(counts)
     parts = []
-    for place in _known(listeners, person):
+    for place in _known(person):
         songs = f"{counts[place]} song{'s' * (counts[place] > 1)}"
         parts.append(f"{after[place]:.3f} in {DIMENSIONS[place]} ({before[place]:.3f} before your {songs})")  # fmt: skip
     return f"On a new song your curve should be off by {' and '.join(parts)}, where the scale goes from -1 to 1." if parts else ""  # fmt: skip
 
 
-def _known(listeners: Listeners, person: Person) -> list[int]:
+def _known(person: Person) -> list[int]:
     """Columns of the dimensions of which something is known."""
-    known = np.isfinite(listeners.deviation(person.counts())) & (np.array(person.counts()) > 0)
-    return [int(place) for place in np.flatnonzero(known)]
+    pairs = zip(person.counts(), person.deviation, strict=True)
+    return [place for place, (songs, x) in enumerate(pairs) if songs and x is not None]

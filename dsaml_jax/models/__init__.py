@@ -4,7 +4,15 @@ from dsaml_jax.models.adapter import ImageBindAdapter
 from dsaml_jax.models.attention import DualScaleEncoder
 from dsaml_jax.models.building import Network, build_model, is_split, knows_batch_norm
 from dsaml_jax.models.dsaml import DSAML
-from dsaml_jax.models.levels import FARTHEST
+from dsaml_jax.models.levels import (
+    FARTHEST,
+    SongSpace,
+    listener_places,
+    listener_weights,
+    song_space,
+    squared_distances,
+    with_listener,
+)
 from dsaml_jax.models.predictor import SequencePredictor
 from dsaml_jax.models.spectrogram import SpectrogramBranch, output_size
 
@@ -15,9 +23,15 @@ __all__ = [
     "ImageBindAdapter",
     "Network",
     "SequencePredictor",
+    "SongSpace",
     "SpectrogramBranch",
     "build_model",
     "is_split",
     "knows_batch_norm",
+    "listener_places",
+    "listener_weights",
     "output_size",
+    "song_space",
+    "squared_distances",
+    "with_listener",
 ]

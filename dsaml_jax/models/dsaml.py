@@ -50,7 +50,7 @@ class DSAML(nn.Module):
         if config.standardize:
             self.log_mel_input, self.embedding_input = Standardizer(), Standardizer()
         if config.level_centres:
-            self.level = LevelHead(config.level_centres)
+            self.level = LevelHead(config.level_centres, config.listener_centres)
 
     def __call__(
         self,

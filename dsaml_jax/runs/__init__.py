@@ -1,21 +1,19 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
 `info` is the run's identity, `store` its Orbax checkpoints, `variables` what a model's numbers look like, `loading` a
-model loaded or saved, `export` one in a single file, `listeners` how single people differ from it, `log` what is written while it trains.
+model loaded or saved, `export` one in a single file, `listeners` how single people differ from it
+(`listener_files` keeps that), `log` what is written while it trains.
 """
 
 from dsaml_jax.runs.export import export_model
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
-from dsaml_jax.runs.listeners import (
-    BAND_SHARE,
+from dsaml_jax.runs.listener_files import (
     LISTENERS_FILE,
-    Listeners,
-    Person,
-    Spread,
     read_listeners,
     read_person,
     write_listeners,
 )
+from dsaml_jax.runs.listeners import BAND_SHARE, Listeners, Person, Spread, Told
 from dsaml_jax.runs.loading import at_strength, load_model, require_free, save_model, weights_digest
 from dsaml_jax.runs.log import (
     METRICS_FILE,
@@ -53,6 +51,7 @@ __all__ = [
     "RunStatus",
     "Spread",
     "State",
+    "Told",
     "at_strength",
     "export_model",
     "initial_variables",

@@ -16,7 +16,7 @@ from data_prep.plain import parse_json
 from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
 from dsaml_jax.runs.info import info_from, info_values
-from dsaml_jax.runs.listeners import listeners_from
+from dsaml_jax.runs.listener_files import listeners_from
 from dsaml_jax.runs.variables import LoadedModel, variables_like
 
 SUFFIX = ".safetensors"

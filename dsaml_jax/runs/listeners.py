@@ -1,32 +1,21 @@
-"""What is kept beside a model's numbers: how single listeners differ from its curves, and how one of them does.
-
-`listeners.json` is from songs that the model was not trained on, `person.json` from a person's own.
-"""
+"""How single listeners differ from a model's curves, how one of them does, and what their songs tell of their others."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
 
+import chex
 import numpy as np
-
-from data_prep.base import DIMENSIONS, replacing
-from data_prep.plain import from_plain, parse_json
-from dsaml_jax.errors import UsageError
-
-_Record = TypeVar("_Record")
-
-LISTENERS_FILE = "listeners.json"
-PERSON_FILE = "person.json"
 
 BAND_SHARE = 0.8
 """Share of people's curves that a band is meant to hold."""
 
 SONGS_SHOWN = (1, 2, 5, 10)
+
+_TINY = 1e-9
+"""Of a variance: rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +23,9 @@ class Spread:
     """How people differ from a model's curves in one dimension.
 
     What somebody draws minus the model's curve is taken for a sum of three: a level of the person, one of the song as this
-    person hears it, and how the curve moves.
+    person hears it, and how the curve moves. Part of the second, their taste, may be shared by songs that are alike: a Gaussian
+    process over songs (Rasmussen and Williams 2006, chapter 2). Two songs of one person have the covariance
+    `between + taste (likeness - alike)`, which is `between` for songs as alike as songs usually are.
 
     Attributes:
       between: mean square over people of the first.
@@ -42,6 +33,8 @@ class Spread:
       moving: variance of the third.
       low, high: so much below and above the model's curve lie the bounds of a band that holds :data:`BAND_SHARE` of what
         people drew of whom nothing is known.
+      taste: what `likeness` 1 adds to `likeness` 0; 0 where nobody knows which songs are alike.
+      alike: likeness of two songs of a person, in the mean.
     """
 
     between: float
@@ -49,15 +42,54 @@ class Spread:
     moving: float
     low: float
     high: float
+    taste: float = 0.0
+    alike: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.between, self.within, self.moving) < 0.0 or not self.low <= self.high:
+        if (
+            min(self.between, self.within, self.moving, self.taste) < 0.0
+            or not self.low <= self.high
+        ):
             raise ValueError("a variance is negative, or a band inside out")
+        if self.taste * self.alike > self.between + _TINY or self.alone < 0.0:
+            raise ValueError("there is more taste than there is to share")
+
+    @property
+    def alone(self) -> float:
+        """Variance of what a song says of itself alone."""
+        return self.within - self.taste * (1.0 - self.alike)
+
+    def told(
+        self, differences: np.ndarray, likeness: np.ndarray
+    ) -> tuple[float, np.ndarray, float]:
+        """What songs of a person tell: the posterior mean of another one is `level + weights @ its likeness to each`.
+
+        Args:
+          differences: `[K]` mean over each song of what the person drew minus the model's curve.
+          likeness: `[K, K]` of the songs to each other.
+
+        Returns:
+          level; weights `[K]`; variance of what is not known of songs in the mean, see :meth:`unknown`.
+        """
+        chex.assert_shape(likeness, (len(differences),) * 2)
+        alone = max(self.alone, _TINY) * np.eye(len(differences))
+        together = self.between + self.taste * (likeness - self.alike) + alone
+        solved = np.linalg.solve(
+            together, np.stack([differences, np.ones(len(differences))], axis=1)
+        )
+        total, weight = solved.sum(axis=0)
+        everywhere = (
+            self.between - self.taste * self.alike
+        )  # what songs share that are not alike at all
+        # Songs that lie farther apart than usual cannot all be as alike to another one as usual.
+        unknown = max(x - x**2 * weight for x in (self.between, everywhere))
+        return everywhere * float(total), self.taste * solved[:, 0], float(unknown)
 
     def share(self, songs: int) -> float:
         """Share of the mean difference on so many songs of a person that is to be expected on their next.
 
-        The posterior mean under normal distributions, `songs between / (songs between + within)`.
+        The posterior mean under normal distributions, `songs between / (songs between + within)`, for songs as alike as
+        they usually are.
         """
         known = songs * self.between
         return known / (known + self.within) if known > 0.0 else 0.0
@@ -106,32 +138,34 @@ class Listeners:
     step: int = 0
     strength: float | None = None
 
-    def shift(self, differences: np.ndarray) -> np.ndarray:
-        """How far a person's curves lie from everyone's, to be expected after some songs.
+    def told(self, differences: np.ndarray, likeness: np.ndarray | None = None) -> Told:
+        """What a person's songs tell of their others.
 
         Args:
           differences: `[K, 2]` mean over each song of what the person drew minus the model's curve; NaN where they drew
-            nothing. Their order makes no difference.
-
-        Returns:
-          `[2]`, 0 of a dimension of which nothing is known.
+            nothing.
+          likeness: `[K, K]` of the songs to each other; None where that is not known.
         """
-        found = np.zeros(2)
+        chex.assert_shape(differences, (None, 2))
+        count = len(differences)
+        level, weights, unknown = np.zeros(2), np.zeros((count, 2)), np.full(2, np.nan)
         for dimension, spread in enumerate((self.arousal, self.valence)):
-            known = np.sort(differences[np.isfinite(differences[:, dimension]), dimension])
-            if spread is not None and len(known):
-                share = spread.share(len(known)) if self.strength is None else self.strength
-                found[dimension] = share * known.mean()
-        return found
-
-    def deviation(self, songs: tuple[int, int]) -> np.ndarray:
-        """`[2]` standard deviation of what is not known of a person's level, see :meth:`Spread.unknown`; NaN of what nobody drew.
-
-        Args:
-          songs: of how many of the person's songs each dimension is known.
-        """
-        unknown = [x.unknown(count, self.strength) if x else math.nan for x, count in self._with(songs)]  # fmt: skip
-        return np.sqrt(unknown)
+            known = np.flatnonzero(np.isfinite(differences[:, dimension]))
+            drawn = differences[known, dimension]
+            if spread is None:
+                continue
+            if likeness is None:  # then all are as alike as usual
+                spread = dataclasses.replace(spread, taste=0.0)
+            if self.strength is not None:
+                level[dimension] = self.strength * drawn.mean() if len(known) else 0.0
+                unknown[dimension] = spread.unknown(len(known), self.strength)
+            else:
+                alike = np.ones((count, count)) if likeness is None else likeness
+                level[dimension], weights[known, dimension], unknown[dimension] = spread.told(drawn, alike[np.ix_(known, known)])  # fmt: skip
+        usual = np.array(
+            [spread.alike if spread else 0.0 for spread in (self.arousal, self.valence)]
+        )
+        return Told(level, weights, level + usual * weights.sum(axis=0), np.sqrt(unknown))
 
     def error(self, songs: tuple[int, int]) -> np.ndarray:
         """`[2]` RMSE to be expected on a further song of a person; NaN of what nobody drew."""
@@ -170,17 +204,42 @@ class Listeners:
 
 
 @dataclasses.dataclass(frozen=True)
+class Told:
+    """What `K` songs of a person tell.
+
+    Attributes:
+      level: `[2]` how far all their curves lie from everyone's.
+      weights: `[K, 2]` of a song's likeness to each of the known ones: so much further.
+      usual: `[2]` both together, for a song as alike to the known ones as songs usually are.
+      deviation: `[2]` standard deviation of what is not known of that; NaN of what nobody drew.
+    """
+
+    level: np.ndarray
+    weights: np.ndarray
+    usual: np.ndarray
+    deviation: np.ndarray
+
+    def shift(self, likeness: np.ndarray) -> np.ndarray:
+        """`[..., 2]` how far curves of songs with the likeness `[..., K]` to the known ones lie from everyone's."""
+        return np.asarray(self.level + likeness @ self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
 class Person:
     """What a personal model knows of its person.
 
     Attributes:
       base: what everyone's model adds to its curves of arousal and valence.
       songs: digest of each song -> mean of what they drew minus everyone's curve, arousal and valence; None of what they
-        did not draw.
+        did not draw. In the order of digests, which is that of the model's `listener_centres`.
+      level, deviation: how far their curves lie from everyone's on a usual song, and the standard deviation of what is not
+        known of that, see :class:`Told`; None of what nobody drew.
     """
 
     base: tuple[float, float]
     songs: Mapping[str, tuple[float | None, float | None]] = dataclasses.field(default_factory=dict)
+    level: tuple[float, float] = (0.0, 0.0)
+    deviation: tuple[float | None, float | None] = (None, None)
 
     @property
     def differences(self) -> np.ndarray:
@@ -199,87 +258,11 @@ class Person:
             float(x) if np.isfinite(x) else before
             for x, before in zip(difference, old, strict=True)
         ]
-        return dataclasses.replace(self, songs={**self.songs, digest: (new[0], new[1])})
+        songs = {**self.songs, digest: (new[0], new[1])}
+        return dataclasses.replace(self, songs=dict(sorted(songs.items())))
 
-
-def write_listeners(directory: Path, listeners: Listeners) -> None:
-    """Writes `listeners.json`, whole or not at all."""
-    _write(directory / LISTENERS_FILE, listeners)
-
-
-def read_listeners(directory: Path) -> Listeners | None:
-    """Reads `listeners.json`; None where there is none.
-
-    Raises:
-      UsageError: it is damaged.
-    """
-    return _read(directory / LISTENERS_FILE, listeners_from)
-
-
-def listeners_from(values: Any) -> Listeners:
-    """From plain values of JSON.
-
-    Raises:
-      ValueError: they are no such thing.
-    """
-    if not isinstance(values, dict) or not all(name in values for name in DIMENSIONS):
-        raise ValueError("no spread of arousal and valence")
-    spreads = {
-        name: None if values[name] is None else from_plain(Spread, values[name])
-        for name in DIMENSIONS
-    }
-    counts = from_plain(_Counts, {name: x for name, x in values.items() if name not in spreads})
-    return Listeners(spreads["arousal"], spreads["valence"], **dataclasses.asdict(counts))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Counts:
-    """The numbers of :class:`Listeners`."""
-
-    people: int
-    curves: int
-    step: int = 0
-    strength: float | None = None
-
-
-def write_person(directory: Path, person: Person) -> None:
-    """Writes `person.json`, whole or not at all."""
-    _write(directory / PERSON_FILE, person)
-
-
-def read_person(directory: Path) -> Person | None:
-    """Reads `person.json`; None where there is none.
-
-    Raises:
-      UsageError: it is damaged.
-    """
-    return _read(directory / PERSON_FILE, _person_from)
-
-
-def _person_from(values: Any) -> Person:
-    pairs = {name: _pair(pair, missing=True) for name, pair in values["songs"].items()}
-    return Person(_pair(values["base"], missing=False), pairs)  # type: ignore[arg-type]
-
-
-def _write(path: Path, record: Listeners | Person) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(record), indent=1) + "\n")
-
-
-def _read(path: Path, parse: Callable[[Any], _Record]) -> _Record | None:
-    if not path.is_file():
-        return None
-    try:
-        return parse(parse_json(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: damaged or of another version ({error})") from None
-
-
-def _pair(values: Any, *, missing: bool) -> tuple[float | None, float | None]:
-    first, second = values
-    for value in (first, second):
-        if not (missing and value is None) and not (
-            isinstance(value, float) and math.isfinite(value)
-        ):
-            raise ValueError(f"{str(value)[:40]} is no number")
-    return first, second
+    def after(self, told: Told) -> Person:
+        """And what all songs together tell."""
+        arousal, valence = told.usual.tolist()
+        first, second = (float(x) if np.isfinite(x) else None for x in told.deviation)
+        return dataclasses.replace(self, level=(arousal, valence), deviation=(first, second))

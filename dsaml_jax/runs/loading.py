@@ -25,14 +25,13 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.models import build_model
 from dsaml_jax.runs.export import read_export
 from dsaml_jax.runs.info import RunInfo, read_run_info, write_run_info
-from dsaml_jax.runs.listeners import (
-    Listeners,
-    Person,
+from dsaml_jax.runs.listener_files import (
     read_listeners,
     read_person,
     write_listeners,
     write_person,
 )
+from dsaml_jax.runs.listeners import Listeners, Person
 from dsaml_jax.runs.store import CheckpointStore
 from dsaml_jax.runs.variables import LoadedModel, variables_like
 

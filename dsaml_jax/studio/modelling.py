@@ -27,7 +27,6 @@ from dsaml_jax.errors import UsageError
 from dsaml_jax.listener import (
     DIGEST_DIGITS,
     AnnotatedSong,
-    Variables,
     band_of,
     default_adapting,
     how_sure,
@@ -98,7 +97,7 @@ class Modelling:
         self._stages: dict[int, str] = {}
         self._embeddings: dict[str, np.ndarray] = {}
         self._suggested: OrderedDict[tuple[tuple[str, ...], tuple[int, ...]], list[int]] = OrderedDict()  # fmt: skip
-        self._personal: OrderedDict[int, Variables] = OrderedDict()
+        self._personal: OrderedDict[int, LoadedModel] = OrderedDict()
         self._jobs: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]] = queue.PriorityQueue()  # fmt: skip
         self._to_decode: queue.Queue[StudioSong | None] = queue.Queue()
         self._order = itertools.count()
@@ -166,7 +165,7 @@ class Modelling:
         person, listeners = self._person_of(number), self._loaded.listeners
         if person is None or listeners is None:
             return {"songs": 0, "words": []}
-        words = how_you_hear(listeners, person), how_sure(listeners, person)
+        words = how_you_hear(person), how_sure(listeners, person)
         return {"songs": len(person.songs), "words": [x for x in words if x]}
 
     def labels(self, who: Participant, song: StudioSong) -> np.ndarray | None:
@@ -311,34 +310,34 @@ class Modelling:
     def _path(self, which: str, song: StudioSong) -> Path:
         return self._curves / self._keys.get(which, f"adapted-{which}") / f"{song.digest}.npy"
 
-    def _predict(self, which: str, loaded: LoadedModel, variables: Variables, song: StudioSong) -> None:  # fmt: skip
+    def _predict(self, which: str, loaded: LoadedModel, song: StudioSong) -> None:
         path = self._path(which, song)
         if not path.is_file():
-            curve = predict_features(loaded, variables, self._library.features(song))
+            curve = predict_features(loaded, loaded.variables, self._library.features(song))
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, curve.clip(-1.0, 1.0))
 
     def _predict_general(self, song: StudioSong) -> None:
         if self._library.get(song.number) is None:
             return
-        self._predict("before", self._loaded, self._loaded.variables, song)
-        self._predict("everyone", self._everyone, self._everyone.variables, song)
+        self._predict("before", self._loaded, song)
+        self._predict("everyone", self._everyone, song)
 
     def _predict_adapted(self, number: int, song: StudioSong) -> None:
         if self._store.adaptation(number) is not None and self._library.get(song.number) is not None:  # fmt: skip
-            self._predict(str(number), self._loaded, self._variables_of(number), song)
+            self._predict(str(number), self._personal_model(number), song)
 
-    def _variables_of(self, number: int) -> Variables:
+    def _personal_model(self, number: int) -> LoadedModel:
         if number not in self._personal:
-            self._keep(number, load_model(self.model_folder(number)).variables)
+            self._keep(number, load_model(self.model_folder(number)))
         return self._personal[number]
 
     def _person_of(self, number: int) -> Person | None:
         folder = self.model_folder(number)
         return read_person(folder) if folder.is_dir() else None
 
-    def _keep(self, number: int, variables: Variables) -> None:
-        self._personal[number] = variables
+    def _keep(self, number: int, personal: LoadedModel) -> None:
+        self._personal[number] = personal
         if len(self._personal) > _MODELS_IN_MEMORY:
             self._personal.popitem(last=False)
 
@@ -361,8 +360,8 @@ class Modelling:
             result = personalize(self._loaded, songs)
             folder = self.model_folder(number)
             shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut off
-            save_personalized(folder, self._loaded, result, [song.name for song in songs])
-            self._keep(number, result.variables)
+            save_personalized(folder, result, [song.name for song in songs])
+            self._keep(number, result.loaded)
         except (DataError, UsageError) as error:
             self._store.end_adaptation(number, error=str(error))
             return
@@ -381,16 +380,11 @@ class Modelling:
             labels = self.labels(who, song)
             if labels is None or not len(support_windows(labels)):
                 continue
-            features, curve = None, None
+            features, curve = self._library.features(song), None
             if default_adapting(self._loaded) == "prior":
-                self._predict("before", self._loaded, self._loaded.variables, song)
+                self._predict("before", self._loaded, song)
                 curve = self.curve("before", song)
-                assert curve is not None
-                steps = len(curve)
-            else:
-                features = self._library.features(song)
-                steps = len(features.log_mel)
-            drawn = fit(labels, steps)
+            drawn = fit(labels, len(features.log_mel))
             found.append(
                 AnnotatedSong(song.name, song.digest[:DIGEST_DIGITS], drawn, features, curve)
             )

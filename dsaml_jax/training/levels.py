@@ -6,11 +6,14 @@ import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
-from dsaml_jax.corpus import Part, song_embeddings, song_weights, squared_distances
-from dsaml_jax.models import FARTHEST
+from dsaml_jax.corpus import Part, song_embeddings, song_weights
+from dsaml_jax.models import FARTHEST, squared_distances
 
 GAMMA = 0.1
 """Of the kernel, for inputs that are that far apart in the mean square. 0.3 and 0.6 were no better on songs of DEAM."""
+
+LISTENER_GAMMA = 0.3
+"""The same of what a person's songs say of each other: the likeliest of five for DEAM's raters (`experiments/suggesting.py`)."""
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Tried, in each dimension."""
@@ -22,6 +25,7 @@ def fit_levels(
     target: np.ndarray,
     inputs: tuple[np.ndarray, np.ndarray],
     most: int,
+    listener_most: int,
 ) -> dict[str, np.ndarray]:
     """Fits the level of a song, the mean of its curve, on its embedding, the mean over its windows.
 
@@ -35,10 +39,11 @@ def fit_levels(
       target: the mean curves that are learned, see :func:`dsaml_jax.corpus.consensus_target`.
       inputs: mean and spread of each number of the embedding, `[E]` each.
       most: `N`.
+      listener_most: `M`.
 
     Returns:
       `centres` `[N, E]` float16, the embeddings standardised; `weights` `[N, 2]`, 0 where there is no song; `gamma`; `bias`
-      `[2]`. 0 in a dimension that no song is labelled in.
+      `[2]`; 0 in a dimension that no song is labelled in. The same with `listener_` before it, of `M` songs that are not known yet.
     """
     songs = part.songs
     if len(songs) > most:
@@ -47,8 +52,9 @@ def fit_levels(
     embeddings = np.clip((song_embeddings(corpus, songs) - mean) / spread, -FARTHEST, FARTHEST)
     centres = embeddings.astype(np.float16)
     x = centres.astype(np.float64)
-    gamma = GAMMA / max(int((x.std(axis=0) > 0.0).sum()), 1)  # what is constant has no say
-    kernel = np.exp(-gamma * squared_distances(x))
+    varying = max(int((x.std(axis=0) > 0.0).sum()), 1)  # what is constant has no say
+    gamma = GAMMA / varying
+    kernel = np.exp(-gamma * squared_distances(x, x))
     starts = corpus.song_start[songs]
     curves = [target[a : a + n] for a, n in zip(starts, corpus.song_steps[songs], strict=True)]
     levels = np.stack([labelled_mean(curve.astype(np.float64)) for curve in curves])
@@ -68,6 +74,9 @@ def fit_levels(
         "weights": weights,
         "gamma": np.asarray(gamma, np.float32),
         "bias": bias,
+        "listener_centres": np.zeros((listener_most, x.shape[1]), np.float16),
+        "listener_weights": np.zeros((listener_most, 2), np.float32),
+        "listener_gamma": np.asarray(LISTENER_GAMMA / varying, np.float32),
     }
 
 

@@ -263,7 +263,7 @@ def _keep_listeners(setup: Setup, store: CheckpointStore, step: int) -> None:
     if len(ratings):
         trial = agreed_trial(setup.corpus, "validation", setup.device, fold=fold)
         curves = curves_of_songs(trial, setup.model, variables)
-        found = listeners_of(setup.corpus, ratings, curves, step)
+        found = listeners_of(setup.corpus, ratings, curves, variables, step)
         if found is not None:
             on_first(lambda: write_listeners(setup.workdir, found))
 

@@ -102,9 +102,8 @@ def initial_state(setup: Setup) -> TrainState:
                 if place is not None:  # a network of the user's own may have none
                     place |= {"mean": mean, "spread": spread}
             if "level" in variables["batch_stats"]:
-                fitted = fit_levels(
-                    corpus, part, setup.target, statistics["embedding"], config.model.level_centres
-                )
+                room = config.model.level_centres, config.model.listener_centres
+                fitted = fit_levels(corpus, part, setup.target, statistics["embedding"], *room)
                 variables["params"]["level"]["bias"] = fitted.pop("bias")
                 variables["batch_stats"]["level"] = fitted
     learned = variables["params"]
