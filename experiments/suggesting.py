@@ -13,10 +13,10 @@ Result (`experiments/results/suggesting.md`, 98 people): similar songs do share 
   person's songs, likeliest with gamma 0.3 (log-likelihood +200 in arousal, +170 in valence). With share 0.4 and gamma 0.3 a person's own songs tell more of
   their others from five songs on: by 0.001 [-0.001, 0.003] RMSE in arousal and 0.008 [0.002, 0.016] in valence with five, 0.003 [0.001, 0.005] and 0.006
   [0.001, 0.012] with ten. One song gains nothing. It is no error that the regression makes for everybody: beside the song's other raters the gains are
-  larger (ten songs: 0.003 and 0.011). Personal models do not have it yet: their curves move by their level alone.
-  For these, suggested songs (gamma 0.3) are worth 0.001 to 0.004 more than random ones, in one of six cells beyond 0, for 25 people and without a correction
-  for so many cells. Predicting by taste too, two suggested songs are worth 0.005 [-0.002, 0.012] and 0.006 [0.002, 0.011] more. So songs are suggested by
-  likeness, and little is promised.
+  larger (ten songs: 0.003 and 0.011). Personal models have it since, with variances by maximum likelihood.
+  By their level alone, suggested songs (gamma 0.3) are worth 0.001 to 0.004 more than random ones, in one of six cells beyond 0, for 25 people and without
+  a correction for so many cells. Predicting by taste too, two suggested songs are worth 0.005 [-0.002, 0.012] and 0.006 [0.002, 0.011] more. So songs are
+  suggested by likeness, and little is promised.
 Time: eight minutes on two cores that did other work beside it.
 """
 

@@ -5,8 +5,8 @@ their likeness, and half of what one says is about itself alone. What is not kno
 not depend on what was drawn, so the song that would leave least can be said beforehand (Krause, Singh and Guestrin 2008,
 "Near-optimal sensor placements in Gaussian processes", Journal of Machine Learning Research 9).
 
-A personal model itself takes a person's level for the same in all songs, and then every song tells the same; what the
-choice gains all the same, and how much songs share on DEAM, is measured by `experiments/suggesting.py`.
+A personal model predicts by the same (:class:`dsaml_jax.runs.Spread`), with variances that were fitted; what the choice gains
+is measured by `experiments/suggesting.py`.
 """
 
 from __future__ import annotations

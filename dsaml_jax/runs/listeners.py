@@ -196,8 +196,9 @@ class Listeners:
             if spread is not None:
                 shares = ", ".join(f"{spread.share(count):.2f}" for count in SONGS_SHOWN)
                 songs = ", ".join(map(str, SONGS_SHOWN))
+                more = ", and more on songs like these" if spread.taste else ""
                 found.append(
-                    f"{name}: after {songs} songs a person's curves move by {shares} of the mean difference; "
+                    f"{name}: after {songs} songs a person's curves move by {shares} of the mean difference{more}; "
                     f"{BAND_SHARE:.0%} of people's curves lie between {spread.low:+.2f} and {spread.high:+.2f}"
                 )
         return found

@@ -1,0 +1,314 @@
+"""What else than a level can be read of a person from a few songs?
+
+A DMER model with a head for levels says what everybody hears. What single people drew differs from that by a level of the person,
+by a taste that songs share as far as they are alike, and by the song alone (`dsaml_jax.runs.Spread`); a personal model moves
+by the first two. Compared with the level alone, beside what else a person might have:
+
+- both dimensions together: arousal tells of valence, by the correlations of all three parts (fitted like their variances);
+- movement: how much a person's curves move along with the model's, a gain shrunk to 1;
+- lag: how much later or earlier than the model they move.
+
+Shrinkage of the last two is chosen for each number of songs on validation people; what is fitted is from validation songs.
+
+Command: `python experiments/beyond_level.py --data DATA --runs OUT/runs/with-levels`, after `dsaml experiment shots --data DATA
+  --folds 5 ... --out OUT` with one seed.
+Result: see `experiments/README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+
+from data_prep.base import DIMENSIONS, replacing
+from data_prep.curves import labelled_mean
+from data_prep.shards import Corpus, read_corpus
+from dsaml_jax.corpus import Fold, fold_of, held_out, song_embeddings
+from dsaml_jax.evaluation import (
+    agreed_trial,
+    curves_of_songs,
+    differences,
+    likeness_of,
+    listener_trial,
+    methods,
+    score_curves,
+    trials,
+    unit_means,
+)
+from dsaml_jax.experiment import paired_difference
+from dsaml_jax.models import song_space
+from dsaml_jax.reporting import environment
+from dsaml_jax.runs import LoadedModel, Spread, load_model
+
+RESULTS = Path(__file__).parent / "results"
+SHOTS = (1, 2, 5, 10)
+LAGS = range(-4, 5)
+"""Half seconds."""
+SHRINKING = (0.0, 0.3, 1.0, 3.0, 10.0, np.inf)
+"""Of movement: so many songs' worth of a gain of 1. Of lag: so much more must another one explain than none; `inf`: neither."""
+MOST_SONGS = 60
+"""Of a person, for the correlations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A trial, and what everyone's model says of its songs.
+
+    Attributes:
+      trial: with its support songs.
+      curves: of all its songs.
+      loaded: the model.
+    """
+
+    trial: trials.Trial
+    curves: methods.CurvesOfSongs
+    loaded: LoadedModel
+
+    def with_shots(self, shots: int) -> Asked:
+        """With fewer support songs."""
+        return dataclasses.replace(self, trial=self.trial.with_shots(shots))
+
+    def moved(self) -> np.ndarray:
+        """As a personal model predicts."""
+        return methods.with_prior(self.trial, self.curves, self.loaded)
+
+
+def ask(corpus: Corpus, loaded: LoadedModel, part: trials.PartName, fold: Fold) -> Asked:
+    """The people of a part, with as many support songs as there will be."""
+    trial = listener_trial(corpus, part, shots=max(SHOTS), fold=fold)
+    return Asked(trial, curves_of_songs(trial, loaded.model, loaded.variables), loaded)
+
+
+def without_taste(loaded: LoadedModel) -> LoadedModel:
+    """The same, of whose people no songs are alike."""
+    known = loaded.listeners
+    assert known is not None
+    spreads = {
+        name: spread and dataclasses.replace(spread, taste=0.0, alike=0.0)
+        for name, spread in zip(DIMENSIONS, (known.arousal, known.valence), strict=True)
+    }
+    return dataclasses.replace(loaded, listeners=dataclasses.replace(known, **spreads))
+
+
+# ---- Both dimensions together.
+
+
+def together(spreads: Sequence[Spread], correlations: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Covariances of `k` songs in both dimensions: what they share, and each alone.
+
+    Args:
+      spreads: of arousal and valence.
+      correlations: `[3]` of the level, of taste, of a song alone.
+      alike: `[m, k]` likeness.
+
+    Returns:
+      `[2, m, 2, k]`, and `[2, 2]` of one song.
+    """
+    everywhere = np.array([x.between - x.taste * x.alike for x in spreads])
+    parts = everywhere, np.array([x.taste for x in spreads]), np.array([x.alone for x in spreads])
+    level, taste, alone = (
+        np.sqrt(np.outer(x, x)) * np.array([[1.0, r], [r, 1.0]])
+        for x, r in zip(parts, correlations, strict=True)
+    )
+    return level[:, None, :, None] + taste[:, None, :, None] * alike[None, :, None, :], alone
+
+
+def correlations_of(corpus: Corpus, loaded: LoadedModel, fold: Fold) -> np.ndarray:
+    """`[3]` the likeliest, of what people drew for the songs of validation."""
+    assert loaded.listeners and loaded.listeners.arousal and loaded.listeners.valence
+    spreads = loaded.listeners.arousal, loaded.listeners.valence
+    ratings = held_out(corpus, fold)["validation"].consensus
+    trial = agreed_trial(corpus, "validation", fold=fold)
+    curves = curves_of_songs(trial, loaded.model, loaded.variables)
+    levels = np.array([labelled_mean(x) for x in differences(corpus, ratings, curves)])
+    songs, likeness = likeness_of(corpus, ratings, loaded.variables)
+    assert likeness is not None
+    people = []
+    for person in np.unique(corpus.rating_annotator[ratings]):
+        mine = corpus.rating_annotator[ratings] == person
+        rows = np.flatnonzero(mine & np.isfinite(levels).all(axis=1))[:MOST_SONGS]
+        if len(rows):
+            people.append((levels[rows].T.ravel(), likeness.of(songs[rows])))
+
+    def surprise(places: np.ndarray) -> float:
+        total = 0.0
+        for drawn, alike in people:
+            shared, alone = together(spreads, np.tanh(places), alike)
+            full = shared + alone[:, None, :, None] * np.eye(len(alike))[None, :, None, :]
+            root = np.linalg.cholesky(full.reshape(len(drawn), -1))
+            total += np.square(np.linalg.solve(root, drawn)).sum() / 2 + np.log(np.diag(root)).sum()
+        return total
+
+    return np.tanh(minimize(surprise, np.full(3, 0.5), method="Nelder-Mead").x)
+
+
+def both_dimensions(asked: Asked, correlations: np.ndarray) -> np.ndarray:
+    """Curves moved by what both dimensions of each person's songs tell together; for songs of one window."""
+    trial, listeners = asked.trial, asked.loaded.listeners
+    assert listeners and listeners.arousal and listeners.valence
+    spreads, space = (listeners.arousal, listeners.valence), song_space(asked.loaded.variables)
+    assert space is not None
+    songs = trial.songs
+    places = space.place(song_embeddings(trial.corpus, songs))
+    alike = space.likeness(places, places)
+    predicted = np.clip(asked.curves.of(trial.support_songs), -1.0, 1.0)
+    drawn = labelled_mean((trial.support_truth - predicted).astype(np.float64), axis=2)
+    moved = asked.curves.of(trial.song).copy()
+    for task, support in enumerate(np.searchsorted(songs, trial.support_songs)):
+        query = np.searchsorted(songs, trial.song[task])
+        shared, alone = together(spreads, correlations, alike[np.ix_(support, support)])
+        full = shared + alone[:, None, :, None] * np.eye(len(support))[None, :, None, :]
+        known = np.isfinite(drawn[task]).T.ravel()
+        size = len(known)
+        solved = np.zeros(size)
+        solved[known] = np.linalg.solve(full.reshape(size, size)[np.ix_(known, known)], drawn[task].T.ravel()[known])  # fmt: skip
+        to_query, _ = together(spreads, correlations, alike[np.ix_(query, support)])
+        moved[task] += (to_query.reshape(2, len(query), size) @ solved).T[:, None]
+    return moved
+
+
+# ---- How people's curves move.
+
+
+def centred(curves: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`[..., n, 2]` less the mean of what is known; 0 elsewhere."""
+    mean = labelled_mean(np.where(known, curves, np.nan), axis=-2)[..., None, :]
+    return np.where(known, curves - mean, 0.0)
+
+
+def with_movement(asked: Asked, shrinking: float) -> np.ndarray:
+    """A personal model's curves that move as much as the person's do along with them, in each dimension."""
+    trial, curves = asked.trial, asked.moved()
+    if np.isinf(shrinking):
+        return curves
+    truth = trial.support_truth
+    known = np.isfinite(truth)
+    model, person = centred(asked.curves.of(trial.support_songs), known), centred(truth, known)
+    products = (model * person).sum(axis=(1, 2))
+    squares = np.square(model).sum(axis=(1, 2))
+    usual = np.square(model).sum(axis=2).mean(axis=(0, 1))  # of one song
+    gain = (products + shrinking * usual) / (squares + shrinking * usual + 1e-12)
+    everyone = asked.curves.of(trial.song)
+    there = np.isfinite(trial.truth)
+    return curves + (gain[:, None, None] - 1.0) * centred(everyone, there)
+
+
+def with_lag(asked: Asked, shrinking: float) -> np.ndarray:
+    """A personal model's curves, later or earlier by what fits the person's songs best."""
+    trial, curves = asked.trial, asked.moved()
+    if np.isinf(shrinking):
+        return curves
+    truth = trial.support_truth
+    known = np.isfinite(truth)
+    model, person = asked.curves.of(trial.support_songs), centred(truth, known)
+    fit = np.array([(centred(later(model, lag), known) * person).sum(axis=(1, 2, 3)) for lag in LAGS])  # fmt: skip
+    own = np.square(centred(model, known)).sum(axis=(1, 2, 3))
+    fit -= shrinking * own * np.array([lag != 0 for lag in LAGS])[:, None]
+    lags = np.array(LAGS)[fit.argmax(axis=0)]
+    everyone = asked.curves.of(trial.song)
+    there = np.isfinite(trial.truth)
+    moved = np.stack([later(everyone[task], lag) for task, lag in enumerate(lags)])
+    return curves + centred(moved, there) - centred(everyone, there)
+
+
+def later(curves: np.ndarray, lag: int) -> np.ndarray:
+    """`[..., n, 2]` so many steps later; ends stay as they are."""
+    steps = np.clip(np.arange(curves.shape[-2]) - lag, 0, curves.shape[-2] - 1)
+    return curves[..., steps, :]
+
+
+# ---- Judging.
+
+Errors = dict[str, dict[str, float]]
+"""Dimension -> person -> RMSE."""
+
+
+def errors(asked: Asked, predicted: np.ndarray) -> Errors:
+    """Of each person, songs counting equally."""
+    scores, units = score_curves(predicted, asked.trial.truth), asked.trial.units()
+    return {
+        name: dict(zip(*unit_means(units, scores[f"{name}_rmse"]), strict=True))
+        for name in DIMENSIONS
+    }
+
+
+def mean_error(asked: Asked, predicted: np.ndarray) -> float:
+    """Over people and dimensions."""
+    return float(np.mean([np.mean(list(x.values())) for x in errors(asked, predicted).values()]))
+
+
+def judge(corpus: Corpus, loaded: LoadedModel) -> dict[tuple[str, int], Errors]:
+    """`(row, songs) -> errors` of the people that this fold holds out."""
+    fold = fold_of(loaded.info.config.training)
+    test, validation = (ask(corpus, loaded, part, fold) for part in ("test", "validation"))
+    correlations = correlations_of(corpus, loaded, fold)
+    print(f"{fold}: correlations of level, taste, song {correlations.round(2)}")
+    found = {}
+    for shots in SHOTS:
+        here, there = test.with_shots(shots), validation.with_shots(shots)
+        found["not adapted", shots] = errors(here, here.curves.of(here.trial.song))
+        found["level", shots] = errors(here, dataclasses.replace(here, loaded=without_taste(loaded)).moved())  # fmt: skip
+        found["level and taste (the default)", shots] = errors(here, here.moved())
+        found["and both dimensions together", shots] = errors(here, both_dimensions(here, correlations))  # fmt: skip
+        ways: dict[str, Callable[[Asked, float], np.ndarray]] = {"movement": with_movement, "lag": with_lag}  # fmt: skip
+        for name, way in ways.items():
+            best = min(SHRINKING, key=lambda x, way=way: mean_error(there, way(there, x)))  # type: ignore[misc]
+            print(f"{fold}: {shots} songs, {name}: {best:g}")
+            found[f"and {name}", shots] = errors(here, way(here, best))
+    return found
+
+
+def merged(parts: Sequence[dict[tuple[str, int], Errors]]) -> dict[tuple[str, int], Errors]:
+    """Of all folds: nobody is in two."""
+    return {
+        key: {name: {who: x for part in parts for who, x in part[key][name].items()} for name in DIMENSIONS}
+        for key in parts[0]
+    }  # fmt: skip
+
+
+def table(found: dict[tuple[str, int], Errors], name: str) -> list[str]:
+    """RMSE of one dimension minus that of the level alone, with intervals over people."""
+    lines = [f"| {name} | " + " | ".join(f"{k} song{'s' * (k > 1)}" for k in SHOTS) + " |"]
+    lines.append("|---" * (len(SHOTS) + 1) + "|")
+    for row in dict.fromkeys(row for row, _ in found):
+        cells = []
+        for shots in SHOTS:
+            ours, alone = (found[x, shots][name] for x in (row, "level"))
+            people = sorted(ours)
+            if row == "level":
+                cells.append(f"*{np.mean(list(ours.values())):.4f}* ({len(people)} people)")
+                continue
+            pair = ([x[who] for who in people] for x in (ours, alone))
+            one = paired_difference(*map(np.array, pair), lower_is_better=True)
+            cells.append(f"{one.mean:+.4f} [{one.low:+.4f}, {one.high:+.4f}], {one.better}/{one.worse}")  # fmt: skip
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Judges all folds, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    options = parser.parse_args()
+    corpus = read_corpus(options.data)
+    runs = sorted(options.runs.glob("fold*/seed0"))
+    found = merged([judge(corpus, load_model(run)) for run in runs])
+    lines = [
+        "# What else than a level can be read of a person?", "",
+        f"{corpus.name}, {len(corpus.song_ids)} songs, {len(runs)} folds, one seed. RMSE on other songs of people whom no model has "
+        "seen, minus that of the level alone (whose RMSE is given); 95 % intervals over people; better/worse off.", "",
+        *(line for name in DIMENSIONS for line in table(found, name)),
+        *(f"- {name}: {value}" for name, value in environment().items()), "",
+    ]  # fmt: skip
+    with replacing(RESULTS / "beyond_level.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
