@@ -30,17 +30,6 @@ from tests.conftest import SMALL_DMER
 
 
 @pytest.fixture(scope="module")
-def elsewhere(made_once):
-    """Prepared data of other songs and other people."""
-
-    def make(folder):
-        root = write_corpus(folder / "corpus", songs=10, annotators=8, seed=5)
-        prepare(read_deam(root, name="elsewhere"), folder / "data", TINY)
-
-    return made_once("elsewhere", make) / "data"
-
-
-@pytest.fixture(scope="module")
 def dmer_run(small_data, made_once):
     """A DMER run of a fold of the small corpus."""
 

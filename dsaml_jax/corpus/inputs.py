@@ -41,14 +41,17 @@ def input_statistics(corpus: Corpus, songs: np.ndarray) -> dict[str, tuple[np.nd
 
 def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
     """`[songs, E]` float64: of each song the mean over its windows, or steps."""
-    rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
     means = []
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
         read = features_of(corpus, some)
         for song in some:
             row = read.embedding_first[song]
-            means.append(read.embedding[row : row + rows[song]].mean(axis=0, dtype=np.float64))
+            means.append(
+                read.embedding[row : row + corpus.embedding_counts[song]].mean(
+                    axis=0, dtype=np.float64
+                )
+            )
     return np.stack(means)
 
 

@@ -21,18 +21,20 @@ from dsaml_jax.evaluation.choosing import (
     share_of,
 )
 from dsaml_jax.evaluation.evaluating import (
-    Evaluation,
     ListenerCurves,
     evaluate,
     is_of,
-    keep_evaluation,
-    levels_table,
     most_shared_song,
-    table,
-    write_evaluation,
 )
 from dsaml_jax.evaluation.listeners import differences, fit_listeners, inside, listeners_of
 from dsaml_jax.evaluation.methods import CurvesOfSongs, adapted, curves_of_songs
+from dsaml_jax.evaluation.results import (
+    Evaluation,
+    keep_evaluation,
+    levels_table,
+    table,
+    write_evaluation,
+)
 from dsaml_jax.evaluation.scores import (
     COLUMNS,
     LEVELS,

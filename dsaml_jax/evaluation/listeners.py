@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,23 +17,26 @@ MIN_PEOPLE = 2
 
 
 def listeners_of(
-    corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs, step: int = 0
+    drawn: Sequence[tuple[Corpus, np.ndarray, CurvesOfSongs]], step: int = 0
 ) -> Listeners | None:
-    """How the people of these ratings differ from a model's curves.
+    """How the people of some ratings differ from a model's curves.
+
+    Those of several corpora are looked at together: a listener whom the model predicts is from none of them.
 
     Args:
-      corpus: whose ratings; of songs that the model was not trained on.
-      ratings: their indices.
-      curves: of all their songs.
+      drawn: of each corpus it, indices of ratings of songs that the model was not trained on, and curves of all their songs.
       step: of the model's checkpoint.
 
     Returns:
       None where too few people have two songs.
     """
-    if not len(ratings):
-        return None
-    found = fit_listeners(corpus.rating_annotator[ratings], differences(corpus, ratings, curves))
-    return None if found is None else dataclasses.replace(found, step=step)
+    people, found, before = [], [], 0
+    for corpus, ratings, curves in drawn:
+        people.append(before + corpus.rating_annotator[ratings])
+        found += differences(corpus, ratings, curves)
+        before += len(corpus.annotator_ids)
+    fitted = fit_listeners(np.concatenate(people), found) if found else None
+    return None if fitted is None else dataclasses.replace(fitted, step=step)
 
 
 def differences(corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs) -> list[np.ndarray]:

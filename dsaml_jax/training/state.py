@@ -103,7 +103,12 @@ def initial_state(setup: Setup) -> TrainState:
                     place |= {"mean": mean, "spread": spread}
             if "level" in variables["batch_stats"]:
                 fitted = fit_levels(
-                    corpus, part, setup.target, statistics["embedding"], config.model.level_centres
+                    corpus,
+                    part,
+                    setup.target,
+                    statistics["embedding"],
+                    config.model.level_centres,
+                    config.training.corpora,
                 )
                 variables["params"]["level"]["bias"] = fitted.pop("bias")
                 variables["batch_stats"]["level"] = fitted
