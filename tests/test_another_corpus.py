@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep.curves import labelled_mean
-from data_prep.deam import read_deam
-from data_prep.features import TINY, FeatureConfig
-from data_prep.prepare import prepare
+from data_prep.features import FeatureConfig
 from data_prep.shards import read_corpus
-from data_prep.synthetic import write_corpus
 from dsaml_jax import UsageError, evaluate
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings

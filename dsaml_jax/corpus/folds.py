@@ -24,17 +24,18 @@ FOLD_VALIDATION = 0.2
 ratings that lie in both."""
 
 
-_AND = " + "
+AND = " + "
+"""Between the corpora of an :func:`identity`."""
 
 
 def identity(corpus: Corpus) -> str:
     """`name/features/fingerprint`, of several corpora with a plus between them: what a run was trained on."""
-    return _AND.join(f"{one.name}/{one.features.name}/{one.fingerprint}" for one in corpus.each)
+    return AND.join(f"{one.name}/{one.features.name}/{one.fingerprint}" for one in corpus.each)
 
 
 def identities(trained_on: str) -> dict[str, str]:
     """Name -> identity of each corpus in an :func:`identity`."""
-    return {one.partition("/")[0]: one for one in trained_on.split(_AND)}
+    return {one.partition("/")[0]: one for one in trained_on.split(AND)}
 
 
 @dataclasses.dataclass(frozen=True)

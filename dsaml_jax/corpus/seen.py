@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from data_prep.shards import Corpus
-from dsaml_jax.corpus.folds import Fold, Part, held_out, identities, identity
+from dsaml_jax.corpus.folds import AND, Fold, Part, held_out, identities, identity
 from dsaml_jax.errors import UsageError
 
 
@@ -112,7 +112,7 @@ def _overlap(
     allow: bool,
 ) -> Overlap:
     """:func:`require_unseen` of one corpus, by a model that was trained on these."""
-    related, trained_on = corpus.name in trained, " + ".join(trained.values())
+    related, trained_on = corpus.name in trained, AND.join(trained.values())
     if seen == Seen():
         if related and not allow:
             raise UsageError(
