@@ -27,8 +27,9 @@ from dsaml_jax.corpus import (
     pool_of,
     song_embeddings,
 )
+from dsaml_jax.evaluation import judged_corpora
 from dsaml_jax.runs import load_model, read_listeners, read_metrics, read_run_info
-from dsaml_jax.training import train
+from dsaml_jax.training import judging_lines, train
 from dsaml_jax.training.validating import together
 from tests.conftest import SMALL_DMER, SMALL_MODEL
 
@@ -286,6 +287,22 @@ def test_scores_of_a_corpus_are_those_of_that_corpus_alone(run, data, both, requ
         each = [row for one in evaluation.corpora.values() for row in one.per_unit() if row["method"] == method]  # fmt: skip
         for column, found in columns.items():
             assert found["mean"] == pytest.approx(np.mean([row[column] for row in each if column in row]))  # fmt: skip
+
+
+def test_people_are_judged_where_there_are_any(both):
+    """A corpus of mean curves alone may be beside one with raters."""
+    first, second = both.members
+    nobody = np.zeros(0, np.int32)
+    means = dataclasses.replace(
+        first, annotator_ids=(), rating_song=nobody, rating_annotator=nobody, rating_first=nobody,
+        ratings=np.zeros((0, 2), np.float32), raters=np.zeros_like(first.raters),
+    )  # fmt: skip
+    mixed = join([means, second])
+    assert judged_corpora(mixed, "pdmer") == (second,)
+    assert judged_corpora(mixed, "dmer") == (means, second) == mixed.members
+    assert judged_corpora(means, "pdmer") == (means,)  # which is refused by a line of its own
+    config = with_settings(preset("tiny"), [*SMALL_MODEL, *FOLDED])
+    assert all(line.startswith("synthetic, ") for line in judging_lines(mixed, config))
 
 
 def test_a_run_of_one_is_not_judged_on_both_at_once(data, both, small_run):

@@ -8,6 +8,7 @@ arrays that a jitted step gathers from; `batches` feeds steps from memory or fro
 from dsaml_jax.corpus.batches import Drawn, TaskArrays, WindowArrays, batches, drawing
 from dsaml_jax.corpus.device import DeviceCorpus, gather_windows, to_device
 from dsaml_jax.corpus.folds import (
+    AND,
     OWN_SPLIT,
     WHOLE,
     Fold,
@@ -41,6 +42,7 @@ from dsaml_jax.corpus.tasks import (
 from dsaml_jax.corpus.windows import labelled_windows, windows_to_draw
 
 __all__ = [
+    "AND",
     "CONSTANT",
     "OWN_SPLIT",
     "WHOLE",

@@ -54,6 +54,7 @@ from dsaml_jax.evaluation.trials import (
     Trial,
     agreed_judging,
     agreed_trial,
+    judged_corpora,
     listener_judging,
     listener_trial,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "level_agreement",
     "level_errors",
     "is_of",
+    "judged_corpora",
     "keep_evaluation",
     "levels_table",
     "listener_judging",

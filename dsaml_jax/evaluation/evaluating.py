@@ -32,7 +32,13 @@ from dsaml_jax.evaluation.methods import (
 )
 from dsaml_jax.evaluation.results import Evaluation, combined, over_units
 from dsaml_jax.evaluation.scores import level_agreement, score_curves
-from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
+from dsaml_jax.evaluation.trials import (
+    Protocol,
+    Trial,
+    agreed_trial,
+    judged_corpora,
+    listener_trial,
+)
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import LoadedModel
 
@@ -91,9 +97,12 @@ def evaluate(
     if corpus.members:
         _require_all_or_none(run, corpus)
         asked: dict[str, Any] = {"protocol": protocol, "dmer": dmer, "seen_songs": seen_songs, "fold": fold}  # fmt: skip
-        found = {one.name: evaluate(run, one, **asked, console=console) for one in corpus.members}
+        found = {
+            one.name: evaluate(run, one, **asked, console=console)
+            for one in judged_corpora(corpus, run.info.config.training.task)
+        }
         alone = {name: evaluation for name, (evaluation, _) in found.items()}
-        return combined(alone, identity(corpus)), next(iter(found.values()))[1]
+        return combined(alone), next(iter(found.values()))[1]
     fold = _fold_to_judge(run, corpus, fold)
     if dmer is not None and dmer.info.data == run.info.data:
         its = fold_of(dmer.info.config.training)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.base import csv_text, plain_cell, replacing
-from dsaml_jax.corpus import identities
+from dsaml_jax.corpus import AND, identities
 from dsaml_jax.evaluation.scores import COLUMNS, METRICS, Unit, dimensions_of, unit_means
 
 
@@ -100,7 +100,7 @@ def over_units(units: list[Unit], values: np.ndarray) -> dict[str, float]:
     return {"mean": float(means.mean()), "sd": float(means.std(ddof=1)) if len(means) > 1 else 0.0}
 
 
-def combined(of_corpora: Mapping[str, Evaluation], judged_on: str) -> Evaluation:
+def combined(of_corpora: Mapping[str, Evaluation]) -> Evaluation:
     """Evaluations of one run on several corpora as one: by the mean over all people, or songs, of the methods that all have.
 
     Songs and people are called `corpus/id`. There are no levels of all songs together: a model would be praised for telling
@@ -108,7 +108,6 @@ def combined(of_corpora: Mapping[str, Evaluation], judged_on: str) -> Evaluation
 
     Args:
       of_corpora: name -> evaluation on that corpus.
-      judged_on: what they are together, see :func:`dsaml_jax.corpus.identity`.
     """
     evaluations = list(of_corpora.values())
     first = evaluations[0]
@@ -134,6 +133,7 @@ def combined(of_corpora: Mapping[str, Evaluation], judged_on: str) -> Evaluation
         for name, value in first.facts.items()
         if name in counted or all(one.facts.get(name) == value for one in evaluations)
     }
+    judged_on = AND.join(one.facts["judged_on"] for one in evaluations)
     facts |= {"judged_on": judged_on, "corpus": "+".join(of_corpora)}
     return Evaluation(first.protocol, first.task, rows, summary, facts, corpora=dict(of_corpora))
 

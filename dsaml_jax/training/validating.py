@@ -19,18 +19,13 @@ from dsaml_jax.evaluation import (
     agreed_judging,
     agreed_trial,
     curves_of_songs,
+    judged_corpora,
     listener_judging,
     listener_trial,
     mean_scores,
 )
 
 Scores = dict[str, float]
-
-
-def _judged(corpus: Corpus, config: RunConfig) -> tuple[Corpus, ...]:
-    """The corpora that a run is judged by, each by itself: of PDMER those with ratings by single people, where some have them."""
-    rated = tuple(one for one in corpus.each if one.annotator_ids)
-    return rated if rated and config.training.task == "pdmer" else corpus.each
 
 
 def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
@@ -45,7 +40,7 @@ def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
             "nothing and nobody is held out: the last checkpoint is kept, and nothing is judged"
         ]
     lines = []
-    for one in _judged(corpus, config):
+    for one in judged_corpora(corpus, config.training.task):
         of = f"{one.name}, " if corpus.members else ""
         for part in ("validation", "test"):
             if config.training.task == "dmer":
@@ -96,7 +91,7 @@ def make_validation(
         return lambda variables: {}
     trials = {
         one.name: _trial(one, config, device if one is corpus else None, devices)
-        for one in _judged(corpus, config)
+        for one in judged_corpora(corpus, config.training.task)
     }
     units = {name: trial.units() for name, trial in trials.items()}
 
