@@ -1,7 +1,8 @@
 """Does another corpus in the same training help, and does a model of one corpus know another?
 
 DMER with levels (`--preset levels`) is trained on DEAM, on VGMIDI, and on both, in proportion to their songs and equally
-(`training.corpora`), on the same folds of people and songs. Every model is judged on the test songs of each corpus.
+(`training.corpora`), on the same folds of songs (nobody is judged, so nobody is held out). Every model is judged on the
+test songs of each corpus: its head for levels alone on all folds, the whole model, which takes minutes each, on those asked for.
 
 Command: `python experiments/adding_corpora.py --data DEAM --more VGMIDI --out OUT [--fold 0 --fold 1 ...]`, after
   `dsaml prepare deam ... --audio-start 30 --features tiny --out DEAM` and `dsaml prepare vgmidi ... --features tiny --out VGMIDI`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from data_prep.base import DIMENSIONS, replacing
 from data_prep.curves import labelled_mean
 from data_prep.several import read_corpora
 from data_prep.shards import Corpus, read_corpus
-from dsaml_jax.config import preset, with_settings
-from dsaml_jax.corpus import Fold
+from dsaml_jax.config import Balance, preset, with_settings
+from dsaml_jax.corpus import Fold, consensus_target, held_out, input_statistics, song_embeddings
 from dsaml_jax.evaluation import (
     LEVELS,
+    Trial,
     agreed_trial,
     curves_of_songs,
     level_errors,
@@ -32,10 +34,11 @@ from dsaml_jax.evaluation import (
 )
 from dsaml_jax.experiment import Judged, difference_of, paired_difference, pooled, unit_scores
 from dsaml_jax.experiment.tables import score_table
+from dsaml_jax.models import FARTHEST
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import environment
-from dsaml_jax.runs import LoadedModel, load_model
-from dsaml_jax.training import train
+from dsaml_jax.runs import load_model
+from dsaml_jax.training import fit_levels, train
 
 RESULTS = Path(__file__).parent / "results"
 FOLDS = 5
@@ -55,13 +58,19 @@ class Scored:
     levels: np.ndarray
 
 
-def judge(model: LoadedModel | None, corpus: Corpus, fold: Fold) -> Scored:
-    """Scores on the test songs of a fold; of no model: of the mean of what the corpus trains on."""
+Found = dict[tuple[str, str], list[Scored]]
+"""(model, corpus) -> one a fold."""
+
+Guess = Callable[[Trial], np.ndarray]
+"""A trial -> curves of its songs."""
+
+Training = tuple[Corpus, Balance]
+
+
+def judge(guess: Guess, corpus: Corpus, fold: Fold) -> Scored:
+    """Scores on the test songs of a fold."""
     trial = agreed_trial(corpus, "test", fold=fold)
-    if model is None:
-        curves = methods.constant(trial)
-    else:
-        curves = curves_of_songs(trial, model.model, model.variables).of(trial.song)
+    curves = guess(trial)
     scores = score_curves(curves, trial.truth) | level_errors(curves, trial.truth)
     drawn = np.isfinite(trial.truth)
     here = np.where(drawn, np.clip(curves, -1.0, 1.0), np.nan)
@@ -69,89 +78,136 @@ def judge(model: LoadedModel | None, corpus: Corpus, fold: Fold) -> Scored:
     return Scored(Judged(trial.labels(), scores), levels)
 
 
+def head_of(trained: Training, fold: Fold) -> Guess:
+    """The head for levels alone, fitted in closed form on the songs of training."""
+    corpus, balance = trained
+    part = held_out(corpus, fold)["train"]
+    mean, spread = input_statistics(corpus, part.songs)["embedding"]
+    target = consensus_target(corpus, part)
+    head = fit_levels(corpus, part, target, (mean, spread), len(part.songs), balance)
+    centres = head["centres"].astype(np.float64)
+
+    def guess(trial: Trial) -> np.ndarray:
+        x = np.clip(
+            (song_embeddings(trial.corpus, trial.song) - mean) / spread, -FARTHEST, FARTHEST
+        )
+        squares = np.square(x).sum(axis=1)[:, None] + np.square(centres).sum(axis=1)
+        kernel = np.exp(-head["gamma"] * (squares - 2.0 * x @ centres.T))
+        levels = head["bias"] + kernel @ head["weights"]
+        return np.broadcast_to(levels[:, None], trial.truth.shape)
+
+    return guess
+
+
+def network_of(trained: Training, fold: Fold, steps: int, workdir: Path, console: Console) -> Guess:
+    """The whole model, trained."""
+    corpus, balance = trained
+    settings = ["training.task=dmer", "training.protocol=reference", f"training.folds={FOLDS}",
+                f"training.fold={fold.fold}", f"training.steps={steps}", "training.validate_every=50",
+                f"training.corpora={balance}"]  # fmt: skip
+    train(with_settings(preset("levels"), settings), corpus, workdir, console)
+    model = load_model(workdir)
+    return lambda trial: curves_of_songs(trial, model.model, model.variables).of(trial.song)
+
+
 def main() -> None:
-    """Trains, judges and writes the page after each fold."""
+    """Fits, trains and judges; writes the page after each fold of networks."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("data", "more", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--fold", type=int, action="append", help="default: all")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--fold", type=int, action="append", default=[], help="of whole models")
+    parser.add_argument("--steps", type=int, default=400, help="of whole models")
     options = parser.parse_args()
     console = Console()
-    first, second = read_corpus(options.data), read_corpus(options.more)
+    corpora = read_corpus(options.data), read_corpus(options.more)
     both = read_corpora(options.data, options.more)
-    models = {
-        f"{first.name} alone": (first, "proportional"),
-        f"{second.name} alone": (second, "proportional"),
-        "both, in proportion": (both, "proportional"),
-        "both, equally": (both, "equal"),
-    }
-    found: dict[tuple[str, str], list[Scored]] = {}
-    for done, number in enumerate(options.fold or range(FOLDS), start=1):
-        fold = Fold(FOLDS, 0, number)
-        judged: dict[str, LoadedModel | None] = {"constant": None}
-        for name, (corpus, balance) in models.items():
-            workdir = options.out / name.replace(" ", "-").replace(",", "") / f"fold{number}"
-            settings = ["training.task=dmer", f"training.folds={FOLDS}", f"training.fold={number}",
-                        f"training.steps={options.steps}", "training.validate_every=50",
-                        f"training.corpora={balance}"]  # fmt: skip
-            train(with_settings(preset("levels"), settings), corpus, workdir, console)
-            judged[name] = load_model(workdir)
-        for name, model in judged.items():
-            for corpus in (first, second):
-                found.setdefault((name, corpus.name), []).append(judge(model, corpus, fold))
-        page = "\n".join(markdown(found, (first, second), done, options.steps))
+    trainings: dict[str, Training] = {f"{one.name} alone": (one, "proportional") for one in corpora}
+    trainings |= {"both, in proportion": (both, "proportional"), "both, equally": (both, "equal")}
+    heads: Found = {}
+    networks: Found = {}
+
+    def add(found: Found, guesses: dict[str, Guess], fold: Fold) -> None:
+        for name, guess in {"constant": methods.constant, **guesses}.items():
+            for corpus in corpora:
+                found.setdefault((name, corpus.name), []).append(judge(guess, corpus, fold))
+
+    def write() -> None:
+        page = "\n".join(markdown(heads, networks, corpora, options.steps))
         with replacing(RESULTS / "adding_corpora.md") as temporary:
             temporary.write_text(page, encoding="utf-8")
 
+    folds = [Fold(FOLDS, 0, number, everyone=True) for number in range(FOLDS)]
+    for fold in folds:
+        add(heads, {name: head_of(one, fold) for name, one in trainings.items()}, fold)
+    write()
+    for fold in (folds[number] for number in options.fold):
+        guesses = {
+            name: network_of(one, fold, options.steps, options.out / _slug(name) / f"fold{fold.fold}", console)
+            for name, one in trainings.items()
+        }  # fmt: skip
+        add(networks, guesses, fold)
+        write()
+
+
+def _slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
 
 def markdown(
-    found: dict[tuple[str, str], list[Scored]],
-    corpora: tuple[Corpus, Corpus],
-    folds: int,
-    steps: int,
+    heads: Found, networks: Found, corpora: tuple[Corpus, Corpus], steps: int
 ) -> Iterator[str]:
-    """The page, in lines.
-
-    Args:
-      found: (model, corpus) -> one a fold.
-      corpora: that were judged.
-      folds: how many are done.
-      steps: of each training.
-    """
+    """The page, in lines."""
     sizes = " and ".join(f"{corpus.name} ({len(corpus.song_ids)} songs)" for corpus in corpora)
-    yield "# Several corpora in one training"
-    yield ""
+    yield from ("# Several corpora in one training", "")
     yield (
-        f"{sizes}; {folds} of {FOLDS} folds over people and songs, DMER, preset levels, {steps} steps, seed 0. Judged on the test songs of "
-        "each corpus. R²: 1 minus the squared error of songs' levels over that of a constant, the mean of what that corpus "
+        f"{sizes}; {FOLDS} folds over songs. Judged on the test songs of each corpus, all folds together. r and R² are of songs' "
+        "levels, the means of their curves; R²: 1 minus the squared error over that of a constant, the mean of what that corpus "
         "trains on. Differences with 95 % intervals over songs."
     )
-    models = list(dict.fromkeys(name for name, _ in found))
+    yield from ("", "# The head for levels alone, fitted in closed form", "")
     for corpus in corpora:
-        judged = {
-            name: [pooled([one.curves for one in found[name, corpus.name]])] for name in models
-        }
-        alone = f"{corpus.name} alone"
-        yield from ("", f"## Levels of {corpus.name}'s songs ({len(judged[alone][0].labels)})", "")
-        yield f"| trained on | {' | '.join(f'{name} r | {name} R² | minus {alone}' for name in DIMENSIONS)} |"  # fmt: skip
-        yield "|---" * 7 + "|"
-        for name in models:
-            levels = np.concatenate([one.levels for one in found[name, corpus.name]], axis=1)
-            cells = []
-            for number, column in enumerate(LEVELS):
-                r = _correlation(*levels[..., number]) if name != "constant" else ""
-                cells += [r, *_level_cells(judged, name, alone, column)]
-            yield f"| {name} | {' | '.join(cells)} |"
-        yield from ("", f"## Curves of {corpus.name}'s songs", "")
-        yield f"| trained on | {' | '.join(column.replace('_rmse', ' RMSE').replace('_pcc', ' PCC') for column in CURVES)} |"  # fmt: skip
-        yield "|---" * (len(CURVES) + 1) + "|"
-        for name in models:
-            cells = [_curve_cell(judged, name, alone, column) for column in CURVES]
-            yield f"| {name} | {' | '.join(cells)} |"
-    yield ""
-    yield from (f"- {name}: {value}" for name, value in environment().items())
-    yield ""
+        yield from _levels_lines(heads, corpus)
+    if networks:
+        count = len(next(iter(networks.values())))
+        yield from ("", f"# Whole models: DMER, preset levels, {steps} steps, seed 0, {count} of the folds", "")  # fmt: skip
+        for corpus in corpora:
+            yield from _levels_lines(networks, corpus)
+            yield from _curves_lines(networks, corpus)
+    yield from ("", *(f"- {name}: {value}" for name, value in environment().items()), "")
+
+
+def _pooled(found: Found, corpus: Corpus) -> dict[str, list[Judged]]:
+    """Model -> all folds together."""
+    return {
+        name: [pooled([one.curves for one in scored])]
+        for (name, judged_on), scored in found.items()
+        if judged_on == corpus.name
+    }
+
+
+def _levels_lines(found: Found, corpus: Corpus) -> Iterator[str]:
+    judged, alone = _pooled(found, corpus), f"{corpus.name} alone"
+    yield from ("", f"## Levels of {corpus.name}'s songs ({len(judged[alone][0].labels)})", "")
+    yield f"| trained on | {' | '.join(f'{name} r | {name} R² | minus {alone}' for name in DIMENSIONS)} |"  # fmt: skip
+    yield "|---" * 7 + "|"
+    for name in judged:
+        levels = np.concatenate([one.levels for one in found[name, corpus.name]], axis=1)
+        cells: list[str] = []
+        for number, column in enumerate(LEVELS):
+            r = _correlation(*levels[..., number]) if name != "constant" else ""
+            cells += [r, *_level_cells(judged, name, alone, column)]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _curves_lines(found: Found, corpus: Corpus) -> Iterator[str]:
+    judged, alone = _pooled(found, corpus), f"{corpus.name} alone"
+    titles = [column.replace("_rmse", " RMSE").replace("_pcc", " PCC") for column in CURVES]
+    yield from ("", f"## Curves of {corpus.name}'s songs (minus {alone})", "")
+    yield f"| trained on | {' | '.join(titles)} |"
+    yield "|---" * (len(CURVES) + 1) + "|"
+    for name in judged:
+        cells = [_curve_cell(judged, name, alone, column) for column in CURVES]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def _correlation(predicted: np.ndarray, truth: np.ndarray) -> str:
