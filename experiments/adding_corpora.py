@@ -22,12 +22,20 @@ from data_prep.curves import labelled_mean
 from data_prep.several import read_corpora
 from data_prep.shards import Corpus, read_corpus
 from dsaml_jax.config import Balance, preset, with_settings
-from dsaml_jax.corpus import Fold, consensus_target, held_out, input_statistics, song_embeddings
+from dsaml_jax.corpus import (
+    WHOLE,
+    Fold,
+    consensus_target,
+    held_out,
+    input_statistics,
+    song_embeddings,
+)
 from dsaml_jax.evaluation import (
     LEVELS,
     Trial,
     agreed_trial,
     curves_of_songs,
+    is_of,
     level_errors,
     methods,
     score_curves,
@@ -35,9 +43,10 @@ from dsaml_jax.evaluation import (
 from dsaml_jax.experiment import Judged, difference_of, paired_difference, pooled, unit_scores
 from dsaml_jax.experiment.tables import score_table
 from dsaml_jax.models import FARTHEST
+from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import environment
-from dsaml_jax.runs import load_model
+from dsaml_jax.runs import LoadedModel, load_model
 from dsaml_jax.training import fit_levels, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +115,11 @@ def network_of(trained: Training, fold: Fold, steps: int, workdir: Path, console
                 f"training.fold={fold.fold}", f"training.steps={steps}", "training.validate_every=50",
                 f"training.corpora={balance}"]  # fmt: skip
     train(with_settings(preset("levels"), settings), corpus, workdir, console)
-    model = load_model(workdir)
+    return curves_by(load_model(workdir))
+
+
+def curves_by(model: LoadedModel) -> Guess:
+    """What a model says."""
     return lambda trial: curves_of_songs(trial, model.model, model.variables).of(trial.song)
 
 
@@ -131,8 +144,14 @@ def main() -> None:
             for corpus in corpora:
                 found.setdefault((name, corpus.name), []).append(judge(guess, corpus, fold))
 
+    packaged: Found = {}
+    shipped = load_model(MODEL)
+    if not is_of(shipped, corpora[1]):
+        rows = {"constant": methods.constant, "the packaged model": curves_by(shipped)}
+        packaged = {(name, corpora[1].name): [judge(guess, corpora[1], WHOLE)] for name, guess in rows.items()}  # fmt: skip
+
     def write() -> None:
-        page = "\n".join(markdown(heads, networks, corpora, options.steps))
+        page = "\n".join(markdown(heads, packaged, networks, corpora, options.steps))
         with replacing(RESULTS / "adding_corpora.md") as temporary:
             temporary.write_text(page, encoding="utf-8")
 
@@ -154,7 +173,7 @@ def _slug(name: str) -> str:
 
 
 def markdown(
-    heads: Found, networks: Found, corpora: tuple[Corpus, Corpus], steps: int
+    heads: Found, packaged: Found, networks: Found, corpora: tuple[Corpus, Corpus], steps: int
 ) -> Iterator[str]:
     """The page, in lines."""
     sizes = " and ".join(f"{corpus.name} ({len(corpus.song_ids)} songs)" for corpus in corpora)
@@ -164,12 +183,16 @@ def markdown(
         "levels, the means of their curves; R²: 1 minus the squared error over that of a constant, the mean of what that corpus "
         "trains on. Differences with 95 % intervals over songs."
     )
-    yield from ("", "# The head for levels alone, fitted in closed form", "")
+    yield from ("", "## The head for levels alone, fitted in closed form")
     for corpus in corpora:
         yield from _levels_lines(heads, corpus)
+    if packaged:
+        yield from ("", f"## The model that comes with the package, on all of {corpora[1].name}")
+        yield from _levels_lines(packaged, corpora[1], "constant")
+        yield from _curves_lines(packaged, corpora[1], "constant")
     if networks:
         count = len(next(iter(networks.values())))
-        yield from ("", f"# Whole models: DMER, preset levels, {steps} steps, seed 0, {count} of the folds", "")  # fmt: skip
+        yield from ("", f"## Whole models: DMER, preset levels, {steps} steps, seed 0, {count} of the folds", "")  # fmt: skip
         for corpus in corpora:
             yield from _levels_lines(networks, corpus)
             yield from _curves_lines(networks, corpus)
@@ -185,9 +208,9 @@ def _pooled(found: Found, corpus: Corpus) -> dict[str, list[Judged]]:
     }
 
 
-def _levels_lines(found: Found, corpus: Corpus) -> Iterator[str]:
-    judged, alone = _pooled(found, corpus), f"{corpus.name} alone"
-    yield from ("", f"## Levels of {corpus.name}'s songs ({len(judged[alone][0].labels)})", "")
+def _levels_lines(found: Found, corpus: Corpus, alone: str = "") -> Iterator[str]:
+    judged, alone = _pooled(found, corpus), alone or f"{corpus.name} alone"
+    yield from ("", f"### Levels of {corpus.name}'s songs ({len(judged[alone][0].labels)})", "")
     yield f"| trained on | {' | '.join(f'{name} r | {name} R² | minus {alone}' for name in DIMENSIONS)} |"  # fmt: skip
     yield "|---" * 7 + "|"
     for name in judged:
@@ -199,10 +222,10 @@ def _levels_lines(found: Found, corpus: Corpus) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _curves_lines(found: Found, corpus: Corpus) -> Iterator[str]:
-    judged, alone = _pooled(found, corpus), f"{corpus.name} alone"
+def _curves_lines(found: Found, corpus: Corpus, alone: str = "") -> Iterator[str]:
+    judged, alone = _pooled(found, corpus), alone or f"{corpus.name} alone"
     titles = [column.replace("_rmse", " RMSE").replace("_pcc", " PCC") for column in CURVES]
-    yield from ("", f"## Curves of {corpus.name}'s songs (minus {alone})", "")
+    yield from ("", f"### Curves of {corpus.name}'s songs (minus {alone})", "")
     yield f"| trained on | {' | '.join(titles)} |"
     yield "|---" * (len(CURVES) + 1) + "|"
     for name in judged:
