@@ -40,8 +40,14 @@ from dsaml_jax.evaluation import (
     methods,
     score_curves,
 )
-from dsaml_jax.experiment import Judged, difference_of, paired_difference, pooled, unit_scores
-from dsaml_jax.experiment.tables import score_table
+from dsaml_jax.experiment import (
+    Judged,
+    difference_of,
+    paired_difference,
+    pooled,
+    tables,
+    unit_scores,
+)
 from dsaml_jax.models import FARTHEST
 from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
@@ -242,7 +248,9 @@ def _level_cells(
     judged: dict[str, list[Judged]], name: str, alone: str, column: str
 ) -> tuple[str, str]:
     """R² of levels, and how much more that is than of the corpus's own model."""
-    error = {one: score_table(judged[one], column, "song")[1] for one in (name, alone, "constant")}
+    error = {
+        one: tables.score_table(judged[one], column, "song")[1] for one in (name, alone, "constant")
+    }
     worst = float(np.mean(error["constant"] ** 2))
     explained = {one: 1.0 - errors**2 / worst for one, errors in error.items()}
     r2 = f"{explained[name].mean():.3f}"
