@@ -65,6 +65,7 @@ class Corpus:
       log_mel: `[n, F, M]` as stored; None where features are streamed.
       embedding: `[e, E]` one row per window, or per step; None likewise.
       store: reads the features of single songs.
+      members: of several corpora as one (:func:`data_prep.several.join`), each by itself, without features; else none.
     """
 
     name: str
@@ -90,17 +91,31 @@ class Corpus:
     log_mel: np.ndarray | None
     embedding: np.ndarray | None
     store: FeatureStore
+    members: tuple[Corpus, ...] = ()
+
+    @property
+    def embedding_counts(self) -> np.ndarray:
+        """`[N]` rows that each song has in `embedding`."""
+        return self.song_steps if self.features.embedding_per == "step" else self.window_count
+
+    @property
+    def each(self) -> tuple[Corpus, ...]:
+        """Its members, or itself."""
+        return self.members or (self,)
 
 
 class FeatureStore:
-    """Random access to the features of songs in shards."""
+    """Random access to the features of songs in shards.
 
-    def __init__(self, folder: Path, shards: Sequence[Mapping[str, Any]], config: FeatureConfig):
+    Attributes:
+      paths: of the shards, in the order of the songs.
+    """
+
+    def __init__(self, paths: Sequence[Path], config: FeatureConfig):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        paths = [str(folder / shard["file"]) for shard in shards if shard["written"]]
-        self._folder = folder
-        self._source = ArrayRecordDataSource(paths)
+        self.paths = tuple(paths)
+        self._source = ArrayRecordDataSource([str(path) for path in paths])
         self._config = config
 
     def __len__(self) -> int:
@@ -117,8 +132,9 @@ class FeatureStore:
             examples = read_examples(records, self._config)
         except Exception as error:  # ArrayRecord and protobuf raise whatever they come across
             reason = " ".join(str(error).split())[:200]
+            folders = ", ".join(dict.fromkeys(str(path.parent) for path in self.paths))
             raise DataError(
-                f"{self._folder}: a shard is missing or damaged ({reason}); 'dsaml prepare' mends it"
+                f"{folders}: a shard is missing or damaged ({reason}); 'dsaml prepare' mends it"
             ) from None
         return [(example["log_mel"], example["embedding"]) for example in examples]
 
@@ -207,32 +223,48 @@ def read_corpus(
     Raises:
       DataError: no dataset, or one that is damaged.
     """
+    return with_features(read_labels(data), stream_above_gb, progress)
+
+
+def read_labels(data: Path | str) -> Corpus:
+    """Reads a prepared dataset as far as it is no features; arguments and errors as of :func:`read_corpus`."""
     folder = find_dataset(Path(data))
     try:
         facts = read_facts(folder)
         config = from_plain(FeatureConfig, facts["features"])
+        shards = [folder / shard["file"] for shard in facts["shards"] if shard["written"]]
         with np.load(folder / LABELS_FILE, allow_pickle=False) as labels:
-            corpus = _labels_only(
-                facts, config, dict(labels), FeatureStore(folder, facts["shards"], config)
-            )
-        if feature_bytes(corpus) > stream_above_gb * 1e9:
-            return corpus
+            return _labels_only(facts, config, dict(labels), FeatureStore(shards, config))
+    except _DAMAGE as error:
+        raise _damaged(folder, error) from error
+
+
+def with_features(
+    corpus: Corpus, stream_above_gb: float = STREAM_ABOVE_GB, progress: Progress | None = None
+) -> Corpus:
+    """A corpus with its features in memory, unless they are larger than so many GB.
+
+    Raises:
+      DataError: they are damaged.
+    """
+    if feature_bytes(corpus) > stream_above_gb * 1e9:
+        return corpus
+    try:
         everything = read_features(corpus, np.arange(len(corpus.song_ids)), progress)
     except _DAMAGE as error:
-        raise DataError(f"{folder}: damaged dataset ({error}); prepare it again") from error
+        raise _damaged(corpus.store.paths[0].parent, error) from error
     return dataclasses.replace(corpus, log_mel=everything.log_mel, embedding=everything.embedding)
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder}: damaged dataset ({error}); prepare it again")
 
 
 def feature_bytes(corpus: Corpus) -> int:
     """Size of all log-mel patches and embeddings in memory."""
     patch = corpus.features.frames * corpus.features.mel_bands
     patches = int(corpus.song_steps.sum()) * patch * np.dtype(corpus.features.dtype).itemsize
-    return patches + _embedding_counts(corpus).sum() * corpus.features.embedding_width * 4
-
-
-def _embedding_counts(corpus: Corpus) -> np.ndarray:
-    per_step = corpus.features.embedding_per == "step"
-    return corpus.song_steps if per_step else corpus.window_count
+    return patches + corpus.embedding_counts.sum() * corpus.features.embedding_width * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,12 +293,12 @@ def read_features(corpus: Corpus, songs: np.ndarray, progress: Progress | None =
       progress: called with songs read and songs in all.
     """
     config = corpus.features
-    steps, rows = corpus.song_steps[songs], _embedding_counts(corpus)[songs]
+    steps, rows = corpus.song_steps[songs], corpus.embedding_counts[songs]
     shape = (int(steps.sum()), config.frames, config.mel_bands)
     log_mel = _aligned_empty(shape, config.dtype)
     embedding = _aligned_empty((int(rows.sum()), config.embedding_width), np.float32)
     feature_start, embedding_first = (np.zeros(len(corpus.song_ids), np.int32) for _ in range(2))
-    feature_start[songs], embedding_first[songs] = _starts(steps), _starts(rows)
+    feature_start[songs], embedding_first[songs] = starts_of(steps), starts_of(rows)
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
         for song, (patches, vectors) in zip(some, corpus.store.read(some.tolist()), strict=True):
@@ -299,7 +331,8 @@ def _aligned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return raw[first : first + size].view(dtype).reshape(shape)
 
 
-def _starts(lengths: np.ndarray) -> np.ndarray:
+def starts_of(lengths: np.ndarray) -> np.ndarray:
+    """Where pieces of these lengths begin that lie end to end, `[k]` int32."""
     return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int32)
 
 
@@ -321,17 +354,17 @@ def _labels_only(
         split=labels["split"],
         sounds=tuple(labels.get("sound", np.full(len(steps), "")).tolist()),
         raters=labels.get("raters", np.bincount(rated, minlength=len(steps))),
-        song_start=_starts(steps),
+        song_start=starts_of(steps),
         song_steps=steps,
         mean=labels["mean"],
-        window_first=_starts(window_count),
+        window_first=starts_of(window_count),
         window_count=window_count,
         window_start=np.concatenate(windows),
-        embedding_first=_starts(steps if config.embedding_per == "step" else window_count),
+        embedding_first=starts_of(steps if config.embedding_per == "step" else window_count),
         annotator_ids=tuple(labels["annotator_ids"].tolist()),
         rating_song=rated,
         rating_annotator=labels["rating_annotator"],
-        rating_first=_starts(steps[rated]) if len(rated) else np.zeros(0, np.int32),
+        rating_first=starts_of(steps[rated]) if len(rated) else np.zeros(0, np.int32),
         ratings=labels["ratings"],
         log_mel=None,
         embedding=None,

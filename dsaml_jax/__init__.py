@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data_prep.shards import read_corpus as load_corpus
+    from data_prep.several import read_corpora as load_corpus
     from dsaml_jax import convert, losses, meta, metrics
     from dsaml_jax.base import ModelConfig, ModelOutput, SongBatch
     from dsaml_jax.errors import UsageError
@@ -43,7 +43,7 @@ _HOMES = {
     "SongBatch": ("dsaml_jax.base", "SongBatch"),
     "UsageError": ("dsaml_jax.errors", "UsageError"),
     "evaluate": ("dsaml_jax.evaluation", "evaluate"),
-    "load_corpus": ("data_prep.shards", "read_corpus"),
+    "load_corpus": ("data_prep.several", "read_corpora"),
     "load_model": ("dsaml_jax.runs", "load_model"),
     "predict_file": ("dsaml_jax.listener", "predict_file"),
 }

@@ -20,6 +20,9 @@ from dsaml_jax.meta import MemoryMode, algorithm_names
 FORMAT_VERSION = 1
 """Of the JSON written into work directories and checkpoints."""
 
+Balance = Literal["proportional", "equal"]
+"""How several corpora count, see :class:`TrainingConfig`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MetaConfig:
@@ -123,7 +126,9 @@ class TrainingConfig:
       validate_every: steps between validations, each with a checkpoint; a multiple of `log_every`.
       choose_by: what a validation's score is, by which the best checkpoint is chosen: `score`, as in the loss of the paper,
         or `rmse`: 1 - RMSE, the mean of both dimensions, for models that learn levels: the other two are noise beside it.
-      validation_tasks: at most so many tasks in a validation of PDMER.
+      validation_tasks: at most so many tasks in a validation of PDMER, of each corpus.
+      corpora: of several, what counts in drawing songs and people, in fitting levels, and in the score of a validation:
+        `proportional`: every song and every person alike, wherever they are from; `equal`: every corpus.
       init_from: work directory of a run to start from (its best checkpoint); empty for none.
       protocol: `clean`: people and songs are held out; `reference`, as published: songs alone. So DMER learns the mean of
         the people who are not held out, or the corpus's own mean curve; PDMER begins from a DMER run of the first kind.
@@ -145,6 +150,7 @@ class TrainingConfig:
     validate_every: int = 100
     choose_by: Literal["score", "rmse"] = "score"
     validation_tasks: int = 32
+    corpora: Balance = "proportional"
     init_from: str = ""
     protocol: Literal["clean", "reference"] = "clean"
     folds: int = 0

@@ -126,7 +126,7 @@ def correlations_of(corpus: Corpus, loaded: LoadedModel, fold: Fold) -> np.ndarr
     trial = agreed_trial(corpus, "validation", fold=fold)
     curves = curves_of_songs(trial, loaded.model, loaded.variables)
     levels = np.array([labelled_mean(x) for x in differences(corpus, ratings, curves)])
-    songs, likeness = likeness_of(corpus, ratings, loaded.variables)
+    songs, likeness = likeness_of([(corpus, ratings)], loaded.variables)
     assert likeness is not None
     people = []
     for person in np.unique(corpus.rating_annotator[ratings]):

@@ -73,7 +73,7 @@ def cross_validated(corpus: Corpus, work: Path, loaded: LoadedModel, console: Co
         shares = inside(found[number], known)
         console.say(f"fold {number}: {labelled_mean(shares).round(3)} of the curves in the band")
     ratings = np.concatenate(rated)
-    songs, likeness = likeness_of(corpus, ratings, loaded.variables)
+    songs, likeness = likeness_of([(corpus, ratings)], loaded.variables)
     listeners = fit_listeners(corpus.rating_annotator[ratings], list(itertools.chain(*found)), songs, likeness)  # fmt: skip
     assert listeners is not None
     return listeners

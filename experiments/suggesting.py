@@ -92,7 +92,7 @@ def unheard_levels(corpus: Corpus) -> np.ndarray:
         train, test = parts["train"], parts["test"].songs
         mean, spread = input_statistics(corpus, train.songs)["embedding"]
         target = consensus_target(corpus, train)
-        head = fit_levels(corpus, train, target, (mean, spread), len(train.songs), 1)
+        head = fit_levels(corpus, train, target, (mean, spread), len(train.songs))
         x = np.clip((song_embeddings(corpus, test) - mean) / spread, -FARTHEST, FARTHEST)
         squares = squared_distances(x, head["centres"])
         found[test] = head["bias"] + np.exp(-head["gamma"] * squares) @ head["weights"]

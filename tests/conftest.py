@@ -141,6 +141,21 @@ def small_data(made_once):
 
 
 @pytest.fixture(scope="session")
+def elsewhere(made_once):
+    """Prepared data of other songs and other people, with the same features."""
+    from data_prep.deam import read_deam
+    from data_prep.features import TINY
+    from data_prep.prepare import prepare
+    from data_prep.synthetic import write_corpus
+
+    def make(folder):
+        root = write_corpus(folder / "corpus", songs=10, annotators=8, seed=5)
+        prepare(read_deam(root, name="elsewhere"), folder / "data", TINY)
+
+    return made_once("elsewhere", make) / "data"
+
+
+@pytest.fixture(scope="session")
 def small_run(small_data, made_once):
     """A trained PDMER run on it. All workers share it: tests that write into a run copy it first."""
     from data_prep.shards import read_corpus

@@ -14,11 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep.curves import labelled_mean
-from data_prep.deam import read_deam
-from data_prep.features import TINY, FeatureConfig
-from data_prep.prepare import prepare
+from data_prep.features import FeatureConfig
 from data_prep.shards import read_corpus
-from data_prep.synthetic import write_corpus
 from dsaml_jax import UsageError, evaluate
 from dsaml_jax.cli import main
 from dsaml_jax.config import preset, with_settings
@@ -27,17 +24,6 @@ from dsaml_jax.evaluation import level_agreement
 from dsaml_jax.runs import load_model
 from dsaml_jax.training import train
 from tests.conftest import SMALL_DMER
-
-
-@pytest.fixture(scope="module")
-def elsewhere(made_once):
-    """Prepared data of other songs and other people."""
-
-    def make(folder):
-        root = write_corpus(folder / "corpus", songs=10, annotators=8, seed=5)
-        prepare(read_deam(root, name="elsewhere"), folder / "data", TINY)
-
-    return made_once("elsewhere", make) / "data"
 
 
 @pytest.fixture(scope="module")

@@ -261,11 +261,11 @@ def test_people_are_drawn_by_their_number_of_songs_to_a_power(weight):
         np.arange(len(annotator)), annotator, np.arange(len(annotator)), np.ones((len(annotator), 1), bool), min_songs=2
     )  # fmt: skip
     drawn = [
-        sample_tasks(pool, seed=0, step=step, tasks=1, support_songs=1, query_songs=1, people_weight=weight).annotator[0]
+        sample_tasks(pool, seed=0, step=step, tasks=1, support_songs=1, query_songs=1, rates=pool.counts**weight).annotator[0]
         for step in range(4000)
     ]  # fmt: skip
     expected = songs**weight / np.sum(songs**weight)
     shares = np.bincount(drawn, minlength=4) / len(drawn)
     np.testing.assert_array_less(np.abs(shares - expected), 5 * np.sqrt(expected / len(drawn)))
-    everybody = sample_tasks(pool, seed=0, step=0, tasks=4, support_songs=1, query_songs=1, people_weight=weight)  # fmt: skip
+    everybody = sample_tasks(pool, seed=0, step=0, tasks=4, support_songs=1, query_songs=1, rates=pool.counts**weight)  # fmt: skip
     assert sorted(everybody.annotator) == [0, 1, 2, 3]

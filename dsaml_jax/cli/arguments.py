@@ -80,6 +80,18 @@ def add_imagebind_weights(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data(command: argparse.ArgumentParser) -> None:
+    """`--data`, of commands that take several corpora."""
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        action="append",
+        metavar="FOLDER",
+        help="folder of prepared data; given again, of another corpus with the same features",
+    )
+
+
 def add_stream_above(command: argparse.ArgumentParser) -> None:
     """`--stream-above`, of commands that read prepared data."""
     command.add_argument(

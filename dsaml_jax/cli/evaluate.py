@@ -11,8 +11,10 @@ from dsaml_jax.errors import UsageError
 if TYPE_CHECKING:
     from dsaml_jax.config import TrainingConfig
     from dsaml_jax.corpus import Fold
+    from dsaml_jax.evaluation import Evaluation
+    from dsaml_jax.progress import Console
 
-from dsaml_jax.cli.arguments import Register, add_folds, add_stream_above
+from dsaml_jax.cli.arguments import Register, add_data, add_folds, add_stream_above
 
 
 def add(register: Register) -> None:
@@ -20,7 +22,7 @@ def add(register: Register) -> None:
     evaluate = register("evaluate", run, "Score a run on the test songs, beside simple baselines",
                         "DATA may be of another corpus than the run's, with the same features: all of its songs and people\n"
                         "are judged then, or those of --folds and --fold.")  # fmt: skip
-    evaluate.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    add_data(evaluate)
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
     evaluate.add_argument("--protocol", choices=("clean", "reference"),
                           help="clean: unseen songs and annotators, adapt on another song (default: as trained)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
@@ -32,8 +34,8 @@ def add(register: Register) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Runs `dsaml evaluate`."""
-    from data_prep.shards import read_corpus
-    from dsaml_jax.evaluation import evaluate, is_of, keep_evaluation, levels_table, table
+    from data_prep.several import read_corpora
+    from dsaml_jax.evaluation import evaluate, is_of, keep_evaluation
     from dsaml_jax.progress import Console
     from dsaml_jax.reporting import write_run_report
     from dsaml_jax.runs import load_model
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     dmer = load_model(options.dmer) if options.dmer else None
     run = load_model(options.workdir)
-    corpus = read_corpus(options.data, stream_above_gb=options.stream_above)
+    corpus = read_corpora(*options.data, stream_above_gb=options.stream_above)
     fold = None
     if is_of(run, corpus):
         _require_asked_fold(options, run.info.config.training)
@@ -57,6 +59,16 @@ def run(options: argparse.Namespace) -> None:
         console=console,
     )
     kept = keep_evaluation(evaluation, options.workdir)
+    for one in (*evaluation.corpora.values(), evaluation):
+        _say(one, console)
+    console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
+    write_run_report(options.workdir)
+
+
+def _say(evaluation: Evaluation, console: Console) -> None:
+    """What was judged on what, and the tables."""
+    from dsaml_jax.evaluation import levels_table, table
+
     facts = evaluation.facts
     console.say(
         f"{evaluation.task}, protocol {evaluation.protocol}, {facts['corpus']} with {facts['embedding']} "
@@ -72,8 +84,6 @@ def run(options: argparse.Namespace) -> None:
     console.say(table(evaluation))
     if evaluation.levels:
         console.say(levels_table(evaluation))
-    console.say(f"written: results.json and per_song.csv in {options.workdir}, and kept in {kept}")
-    write_run_report(options.workdir)
 
 
 def _require_asked_fold(options: argparse.Namespace, training: TrainingConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsaml_jax.cli.arguments import Register, add_folds, add_stream_above, positive
+from dsaml_jax.cli.arguments import Register, add_data, add_folds, add_stream_above, positive
 from dsaml_jax.errors import UsageError
 
 
@@ -14,7 +14,7 @@ def add(register: Register) -> None:
     train = register("train", run, "Train, or go on with, a run",
                 "The same --workdir with the same settings continues after an interruption. SIGTERM and ctrl-C save\n"
                 "first; a second one insists.", goes_on=True)  # fmt: skip
-    train.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    add_data(train)
     train.add_argument("--workdir", type=Path, required=True, help="folder of the run")
     add_stream_above(train)
     train.add_argument("--task", choices=("pdmer", "dmer"),
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     """Runs `dsaml train`."""
     import jax
 
-    from data_prep.shards import read_corpus
+    from data_prep.several import read_corpora
     from dsaml_jax.config import preset, with_settings
     from dsaml_jax.corpus import fold_of
     from dsaml_jax.devices import describe_devices, is_first
@@ -56,13 +56,16 @@ def run(options: argparse.Namespace) -> None:
     _join_processes(options)
     console = Console(options.quiet or not is_first())
     with console.counter("reading") as progress:
-        corpus = read_corpus(options.data, stream_above_gb=options.stream_above, progress=progress)
+        corpus = read_corpora(
+            *options.data, stream_above_gb=options.stream_above, progress=progress
+        )
     cache = jax.config.values["jax_compilation_cache_dir"]
     console.say(f"{describe_devices()}; compiled programs are kept in {cache}")
     if corpus.log_mel is None:
         console.say(f"features are larger than {options.stream_above:g} GB: streamed from disk")
     train(config, corpus, options.workdir, console)
-    following = f"dsaml evaluate --data {options.data} --workdir {options.workdir}"
+    data = " ".join(f"--data {folder}" for folder in options.data)
+    following = f"dsaml evaluate {data} --workdir {options.workdir}"
     if not fold_of(config.training).holds_out:  # nothing is left to be judged on
         following = f"dsaml predict --checkpoint {options.workdir} SONG"
     console.say(f"run: {options.workdir}; next: {following}")

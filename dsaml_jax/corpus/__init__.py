@@ -8,14 +8,17 @@ arrays that a jitted step gathers from; `batches` feeds steps from memory or fro
 from dsaml_jax.corpus.batches import Drawn, TaskArrays, WindowArrays, batches, drawing
 from dsaml_jax.corpus.device import DeviceCorpus, gather_windows, to_device
 from dsaml_jax.corpus.folds import (
+    AND,
     OWN_SPLIT,
     WHOLE,
     Fold,
     Part,
+    balanced,
     consensus_target,
     dimensions,
     fold_of,
     held_out,
+    identities,
     identity,
     recordings,
     song_weights,
@@ -39,6 +42,7 @@ from dsaml_jax.corpus.tasks import (
 from dsaml_jax.corpus.windows import labelled_windows, windows_to_draw
 
 __all__ = [
+    "AND",
     "CONSTANT",
     "OWN_SPLIT",
     "WHOLE",
@@ -52,6 +56,7 @@ __all__ = [
     "TaskBatch",
     "TaskPool",
     "WindowArrays",
+    "balanced",
     "batches",
     "consensus_target",
     "dimensions",
@@ -62,6 +67,7 @@ __all__ = [
     "fold_of",
     "gather_windows",
     "held_out",
+    "identities",
     "identity",
     "input_statistics",
     "labelled_windows",

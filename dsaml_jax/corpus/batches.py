@@ -20,7 +20,7 @@ import numpy as np
 from data_prep.shards import Corpus
 from dsaml_jax.config import RunConfig
 from dsaml_jax.corpus.device import DeviceCorpus, window_steps
-from dsaml_jax.corpus.folds import Part, song_weights
+from dsaml_jax.corpus.folds import Part, balanced, corpus_of_people, song_weights
 from dsaml_jax.corpus.tasks import TaskBatch, TaskPool, in_front, sample_tasks, uniform_stream
 from dsaml_jax.corpus.windows import labelled_windows
 
@@ -74,9 +74,15 @@ def drawing(
         drawable = labelled_windows(corpus, part.songs, corpus.song_start[part.songs], target)
         windows, counts = in_front(drawable)
         some = counts > 0
-        weights = song_weights(corpus, part, part.songs[some])
+        weights = song_weights(corpus, part, part.songs[some], config.training.corpora)
         until = np.cumsum(weights) / weights.sum()
         return partial(_draw_songs, part.songs[some], windows[some], counts[some], until, config)
+
+    rates = balanced(
+        pool.counts**config.meta.people_weight,
+        corpus_of_people(corpus)[pool.annotators],
+        config.training.corpora,
+    )
 
     def draw_tasks(step: int) -> TaskArrays:
         return task_arrays(
@@ -88,7 +94,7 @@ def drawing(
                 support_songs=config.meta.support_songs,
                 query_songs=config.meta.query_songs,
                 kind=config.meta.task_kind,
-                people_weight=config.meta.people_weight,
+                rates=rates,
             )
         )
 

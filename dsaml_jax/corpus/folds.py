@@ -13,7 +13,7 @@ import numpy as np
 from data_prep.base import DIMENSIONS, SPLITS, copies, deal, shuffled
 from data_prep.curves import mean_curve
 from data_prep.shards import Corpus
-from dsaml_jax.config import TrainingConfig
+from dsaml_jax.config import Balance, TrainingConfig
 from dsaml_jax.errors import UsageError
 
 ANNOTATOR_SHARES = (0.15, 0.2)
@@ -24,9 +24,18 @@ FOLD_VALIDATION = 0.2
 ratings that lie in both."""
 
 
+AND = " + "
+"""Between the corpora of an :func:`identity`."""
+
+
 def identity(corpus: Corpus) -> str:
-    """`name/features/fingerprint`: what a run was trained on."""
-    return f"{corpus.name}/{corpus.features.name}/{corpus.fingerprint}"
+    """`name/features/fingerprint`, of several corpora with a plus between them: what a run was trained on."""
+    return AND.join(f"{one.name}/{one.features.name}/{one.fingerprint}" for one in corpus.each)
+
+
+def identities(trained_on: str) -> dict[str, str]:
+    """Name -> identity of each corpus in an :func:`identity`."""
+    return {one.partition("/")[0]: one for one in trained_on.split(AND)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +120,9 @@ def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
     few songs, they adapt to any song but those of a later part: others' training may have seen the song,
     the person is unseen all the same.
 
+    Several corpora are dealt each by itself, as if it were alone. A recording that is in two of them is left out of what comes
+    before the part that is held out longest.
+
     Args:
       corpus: whose.
       fold: the corpus's own split, where annotators are dealt by a fixed shuffle of their ids; or a fold.
@@ -142,7 +154,10 @@ def held_out(corpus: Corpus, fold: Fold = OWN_SPLIT) -> dict[str, Part]:
 
 
 def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
-    """The part of every song `[N]` and of every annotator `[A]`."""
+    """The part of every song `[N]` and of every annotator `[A]`; empty of a song that is in none."""
+    if corpus.members:
+        songs, people = zip(*(_splits(one, fold) for one in corpus.members), strict=True)
+        return _without_held_out(corpus, np.concatenate(songs)), np.concatenate(people)
     validation, test = ANNOTATOR_SHARES
     if fold.whole or not fold.holds_out:
         only = "test" if fold.whole else "train"
@@ -177,6 +192,14 @@ def _splits(corpus: Corpus, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
 
     first = [corpus.song_ids[number] for number in recordings(corpus)]  # copies stay together
     return dealt(first, song_folds), dealt(corpus.annotator_ids, fold.folds)
+
+
+def _without_held_out(corpus: Corpus, song_split: np.ndarray) -> np.ndarray:
+    """The part of every song, empty where another corpus holds the same recording out for a later part."""
+    place = np.array([SPLITS.index(part) for part in song_split])
+    last, recording = np.zeros(len(place), int), recordings(corpus)
+    np.maximum.at(last, recording, place)
+    return np.where(place == last[recording], song_split, "")
 
 
 def recordings(corpus: Corpus) -> np.ndarray:
@@ -215,13 +238,40 @@ RATER_NOISE = 3.0
 DEAM (its data card). So many raters are worth half as much as all that there could be."""
 
 
-def song_weights(corpus: Corpus, part: Part, songs: np.ndarray) -> np.ndarray:
-    """How much of the true mean curve of each song is in its target, `[k]` in (0, 1].
+def song_weights(
+    corpus: Corpus, part: Part, songs: np.ndarray, balance: Balance = "proportional"
+) -> np.ndarray:
+    """How much each song counts in training, `[k]` above 0.
 
-    The reliability of a mean of `n` raters, `n / (n +` :data:`RATER_NOISE` `)`; 1 where the target is the corpus's own mean.
+    As much as of the true mean curve is in its target: the reliability of a mean of `n` raters,
+    `n / (n +` :data:`RATER_NOISE` `)`; 1 where the target is the corpus's own mean. Of several corpora as `balance` says.
     """
+    return balanced(_reliability(corpus, part, songs), corpus_of_songs(corpus)[songs], balance)
+
+
+def _reliability(corpus: Corpus, part: Part, songs: np.ndarray) -> np.ndarray:
     if part.everyone:
         return np.ones(len(songs))
     count = np.bincount(corpus.rating_song[part.consensus], minlength=len(corpus.song_ids))[songs]
     weight: np.ndarray = np.where(corpus.raters[songs] > 0, count / (count + RATER_NOISE), 1.0)
     return weight
+
+
+def balanced(weights: np.ndarray, corpora: np.ndarray, balance: Balance) -> np.ndarray:
+    """Weights `[k]` of what is from so many corpora `[k]`: as they are, or so that each corpus has the same sum."""
+    if balance == "proportional" or not len(weights):
+        return weights
+    _, place = np.unique(corpora, return_inverse=True)
+    sums = np.bincount(place, weights)
+    scaled: np.ndarray = weights * (sums.mean() / sums)[place]
+    return scaled
+
+
+def corpus_of_songs(corpus: Corpus) -> np.ndarray:
+    """`[N]` which of several corpora each song is from; 0 of one."""
+    return np.repeat(np.arange(len(corpus.each)), [len(one.song_ids) for one in corpus.each])
+
+
+def corpus_of_people(corpus: Corpus) -> np.ndarray:
+    """`[A]` likewise of people."""
+    return np.repeat(np.arange(len(corpus.each)), [len(one.annotator_ids) for one in corpus.each])

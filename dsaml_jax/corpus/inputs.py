@@ -43,13 +43,12 @@ def input_statistics(corpus: Corpus, songs: np.ndarray) -> dict[str, tuple[np.nd
 
 def embeddings_of(corpus: Corpus, songs: np.ndarray) -> Iterator[np.ndarray]:
     """Of each song `[w, E]`, a row for each window, or `[n, E]`, one for each step; as stored."""
-    rows = corpus.song_steps if corpus.features.embedding_per == "step" else corpus.window_count
     for first in range(0, len(songs), _SONGS_AT_ONCE):
         some = songs[first : first + _SONGS_AT_ONCE]
         read = features_of(corpus, some)
         for song in some:
             row = read.embedding_first[song]
-            yield read.embedding[row : row + rows[song]]
+            yield read.embedding[row : row + corpus.embedding_counts[song]]
 
 
 def song_embeddings(corpus: Corpus, songs: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 
 from data_prep.shards import Corpus
-from dsaml_jax.corpus.folds import Fold, Part, held_out, identity
+from dsaml_jax.corpus.folds import AND, Fold, Part, held_out, identities, identity
 from dsaml_jax.errors import UsageError
 
 
@@ -91,28 +91,50 @@ def require_unseen(
     Raises:
       UsageError: test songs, by their sound or, in a corpus of the same name, by their id; or there also test people.
     """
-    here = identity(corpus)
-    if trained_on == here and own == fold:
-        return Overlap()
-    name, *_ = trained_on.split("/")
-    related = name == corpus.name
+    trained = identities(trained_on)
+    counts = [
+        _overlap(trained, seen, own, one, fold, whose, allow)
+        for one in corpus.each
+        if own != fold or identity(one) not in trained.values()
+    ]
+    if any(one.songs is None for one in counts):
+        return Overlap(None, None)
+    return Overlap(sum(one.songs or 0 for one in counts), sum(one.people or 0 for one in counts))
+
+
+def _overlap(
+    trained: dict[str, str],
+    seen: Seen,
+    own: Fold,
+    corpus: Corpus,
+    fold: Fold,
+    whose: str,
+    allow: bool,
+) -> Overlap:
+    """:func:`require_unseen` of one corpus, by a model that was trained on these."""
+    related, trained_on = corpus.name in trained, AND.join(trained.values())
     if seen == Seen():
         if related and not allow:
             raise UsageError(
-                f"{whose} was trained on another {name} ({trained_on}; {own}) than this ({here}; {fold}); "
+                f"{whose} was trained on another {corpus.name} ({trained_on}; {own}) than this ({identity(corpus)}; {fold}); "
                 "what is held out here may have been seen in training"
             )
         return Overlap(None, None)
     test = held_out(corpus, fold)["test"]
     heard, known, met = set(seen.sounds), set(seen.songs), set(seen.people)
+
+    def is_in(digests: set[str], name: str) -> bool:
+        """By its id, or by that which it had beside other corpora."""
+        return _digest(name) in digests or _digest(f"{corpus.name}/{name}") in digests
+
     songs = [
         corpus.song_ids[song]
         for song in test.songs
-        if corpus.sounds[song] in heard or (related and _digest(corpus.song_ids[song]) in known)
+        if corpus.sounds[song] in heard or (related and is_in(known, corpus.song_ids[song]))
     ]
     people = {corpus.annotator_ids[person] for person in corpus.rating_annotator[test.ratings]}
     strangers = fold.everyone or not related
-    friends = [] if strangers else [who for who in people if _digest(who) in met]
+    friends = [] if strangers else [who for who in people if is_in(met, who)]
     if (songs or friends) and not allow:
         what = f"{len(songs)} of the {len(test.songs)} test songs here (one is {songs[0]})" if songs else f"{len(friends)} of the {len(people)} test people here"  # fmt: skip
         raise UsageError(

@@ -172,7 +172,7 @@ def sample_tasks(
     support_songs: int,
     query_songs: int,
     kind: str = "annotator",
-    people_weight: float = 0.0,
+    rates: np.ndarray | None = None,
 ) -> TaskBatch:
     """Tasks of one meta-step.
 
@@ -185,7 +185,7 @@ def sample_tasks(
       query_songs: `Q` at most; people with fewer songs are padded.
       kind: `annotator`; or `random`: each task takes songs at random, and for each song somebody who rated
         it, so that support and query are by different people.
-      people_weight: somebody is drawn by their number of songs to this power: 0, everybody alike; 1, every rating.
+      rates: `[A]` above 0: how often each of the pool is drawn, one to the other; None: everybody alike.
     """
     draw = uniform_stream(seed, step)
     if kind == "random":
@@ -193,7 +193,7 @@ def sample_tasks(
     rounds = -(-tasks // len(pool.annotators))
     # A race of exponential clocks draws without replacement; with equal rates it has the order of the uniforms.
     clocks = -np.log1p(-draw.random((rounds, len(pool.annotators))))
-    order = np.argsort(clocks / pool.counts**people_weight, axis=1, kind="stable")
+    order = np.argsort(clocks / (1.0 if rates is None else rates), axis=1, kind="stable")
     who = order.reshape(-1)[:tasks]
     keys = draw.random((tasks, pool.ratings.shape[1]))
     keys[pool.ratings[who] < 0] = 2.0  # padding sorts last

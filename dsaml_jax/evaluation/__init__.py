@@ -21,15 +21,10 @@ from dsaml_jax.evaluation.choosing import (
     share_of,
 )
 from dsaml_jax.evaluation.evaluating import (
-    Evaluation,
     ListenerCurves,
     evaluate,
     is_of,
-    keep_evaluation,
-    levels_table,
     most_shared_song,
-    table,
-    write_evaluation,
 )
 from dsaml_jax.evaluation.listeners import (
     Likeness,
@@ -40,6 +35,13 @@ from dsaml_jax.evaluation.listeners import (
     listeners_of,
 )
 from dsaml_jax.evaluation.methods import CurvesOfSongs, adapted, curves_of_songs
+from dsaml_jax.evaluation.results import (
+    Evaluation,
+    keep_evaluation,
+    levels_table,
+    table,
+    write_evaluation,
+)
 from dsaml_jax.evaluation.scores import (
     COLUMNS,
     LEVELS,
@@ -59,6 +61,7 @@ from dsaml_jax.evaluation.trials import (
     Trial,
     agreed_judging,
     agreed_trial,
+    judged_corpora,
     listener_judging,
     listener_trial,
 )
@@ -96,6 +99,7 @@ __all__ = [
     "level_agreement",
     "level_errors",
     "is_of",
+    "judged_corpora",
     "keep_evaluation",
     "levels_table",
     "listener_judging",

@@ -1,19 +1,16 @@
-"""The evaluation of a run, with every baseline that needs no further training, and its files."""
+"""The evaluation of a run, with every baseline that needs no further training."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.base import csv_text, plain_cell, replacing
 from data_prep.shards import Corpus
 from dsaml_jax import meta
 from dsaml_jax.config import MetaConfig, with_settings
-from dsaml_jax.corpus import WHOLE, Fold, Overlap, fold_of, identity, require_unseen
+from dsaml_jax.corpus import WHOLE, Fold, Overlap, fold_of, identities, identity, require_unseen
 from dsaml_jax.errors import UsageError
 from dsaml_jax.evaluation.choosing import (
     FINE_TUNING,
@@ -33,89 +30,17 @@ from dsaml_jax.evaluation.methods import (
     with_offset,
     with_prior,
 )
-from dsaml_jax.evaluation.scores import (
-    METRICS,
-    Unit,
-    dimensions_of,
-    level_agreement,
-    score_curves,
-    unit_means,
+from dsaml_jax.evaluation.results import Evaluation, combined, over_units
+from dsaml_jax.evaluation.scores import level_agreement, score_curves
+from dsaml_jax.evaluation.trials import (
+    Protocol,
+    Trial,
+    agreed_trial,
+    judged_corpora,
+    listener_trial,
 )
-from dsaml_jax.evaluation.trials import Protocol, Trial, agreed_trial, listener_trial
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import LoadedModel
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Scores of several methods on the same songs.
-
-    Attributes:
-      protocol: `clean` or `reference`.
-      task: `dmer` or `pdmer`.
-      rows: one dict per method and song: `method`, `annotator`, `support`, `song`, and the columns of the dimensions
-        that the curve is labelled in.
-      summary: method -> column -> `{"mean", "sd"}` over annotators, each by the mean of their songs, so that nobody
-        counts for having more of them; of DMER over songs. The standard deviation is the sample's (n - 1).
-      facts: what was evaluated on what.
-      levels: of DMER: method -> dimension -> `{"correlation", "r2"}` of songs' levels, see
-        :func:`dsaml_jax.evaluation.level_agreement`.
-    """
-
-    protocol: str
-    task: str
-    rows: list[dict[str, Any]]
-    summary: dict[str, dict[str, dict[str, float]]]
-    facts: dict[str, Any]
-    levels: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Of the folder that it is kept in: by what protocol, which checkpoint, on what, beside what."""
-        parts = [self.protocol, f"step{self.facts['checkpoint_step']}", self.facts["judged_on"]]
-        parts += ["with-dmer"] if any(method.startswith("DMER") for method in self.summary) and self.task == "pdmer" else []  # fmt: skip
-        parts += [self.facts["part"]] if self.facts.get("part") else []
-        return "-".join(parts).replace("/", "-")
-
-    def tidy(self) -> list[dict[str, Any]]:
-        """One score a row: `method`, `annotator`, `support`, `song`, `dimension`, `metric`, `value`."""
-        names = ("method", "annotator", "support", "song")
-        return [
-            {name: row[name] for name in names} | {"dimension": dimension, "metric": metric, "value": row[column]}
-            for row in self.rows
-            for column in self.columns
-            if column in row
-            for dimension, _, metric in [column.partition("_")]
-        ]  # fmt: skip
-
-    def per_unit(self) -> list[dict[str, Any]]:
-        """One person a row (of DMER one song): `method`, `annotator` or `song`, `songs`, and the mean of each column over their songs.
-
-        A song of a person that was asked about after several supports counts once, by the mean of them: the numbers that
-        :attr:`summary` averages.
-        """
-        unit = "annotator" if self.task == "pdmer" else "song"
-        rows = []
-        for method in self.summary:
-            of_unit: dict[str, dict[str, list[dict[str, Any]]]] = {}
-            for row in self.rows:
-                if row["method"] == method:
-                    of_unit.setdefault(row[unit], {}).setdefault(row["song"], []).append(row)
-            for name, songs in sorted(of_unit.items()):
-                means = {}
-                for column in self.columns:
-                    values = [
-                        [x[column] for x in curves if column in x] for curves in songs.values()
-                    ]
-                    if any(values):
-                        means[column] = float(np.mean([np.mean(x) for x in values if x]))
-                rows.append({"method": method, unit: name, "songs": len(songs)} | means)
-        return rows
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Those of :data:`COLUMNS` that there are labels for."""
-        return tuple(next(iter(self.summary.values())))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +75,9 @@ def evaluate(
     On another corpus than that of its training all songs and people are unseen, and all of them are judged. The
     constant is then the mean of the labels that are judged, so that no constant is better.
 
+    Each of several corpora is evaluated as if it were given alone, and all of them together, by the mean over all people or
+    songs.
+
     Args:
       run: the model, by the best checkpoint on validation.
       corpus: with the features the run was trained on.
@@ -166,6 +94,15 @@ def evaluate(
       UsageError: no test songs or annotators, or features that do not fit.
     """
     console = console or Console(quiet=True)
+    if corpus.members:
+        _require_all_or_none(run, corpus)
+        asked: dict[str, Any] = {"protocol": protocol, "dmer": dmer, "seen_songs": seen_songs, "fold": fold}  # fmt: skip
+        found = {
+            one.name: evaluate(run, one, **asked, console=console)
+            for one in judged_corpora(corpus, run.info.config.training.task)
+        }
+        alone = {name: evaluation for name, (evaluation, _) in found.items()}
+        return combined(alone), next(iter(found.values()))[1]
     fold = _fold_to_judge(run, corpus, fold)
     if dmer is not None and dmer.info.data == run.info.data:
         its = fold_of(dmer.info.config.training)
@@ -199,8 +136,18 @@ def evaluate(
 
 
 def is_of(run: LoadedModel, corpus: Corpus) -> bool:
-    """Whether a run was trained on a corpus of this name, in whatever state."""
-    return run.info.data.split("/")[0] == corpus.name
+    """Whether a run was trained on a corpus of this name, or corpora of all these, in whatever state."""
+    trained_on = identities(run.info.data)
+    return all(one.name in trained_on for one in corpus.each)
+
+
+def _require_all_or_none(run: LoadedModel, corpus: Corpus) -> None:
+    known = [one.name for one in corpus.members if is_of(run, one)]
+    if known and len(known) < len(corpus.members):
+        raise UsageError(
+            f"of {corpus.name} the run was trained on {', '.join(known)} alone, of which a part is judged, of the others "
+            "everything; judge them in two commands"
+        )
 
 
 def _fold_to_judge(run: LoadedModel, corpus: Corpus, asked: Fold | None) -> Fold:
@@ -342,7 +289,7 @@ def _tabulate(
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for method, curves in predicted.items():
         columns = score_curves(curves, trial.truth)
-        summary[method] = {name: _over_units(units, values) for name, values in columns.items()}
+        summary[method] = {name: over_units(units, values) for name, values in columns.items()}
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         rows += [
             {"method": method}
@@ -375,12 +322,6 @@ def _short(fold: Fold) -> str:
     """A part of a corpus, for the name of a folder."""
     songs = f"s{fold.song_folds}" if fold.song_folds else ""
     return f"fold{fold.fold}of{fold.folds}{songs}" if fold.folds else "own-split"
-
-
-def _over_units(units: list[Unit], values: np.ndarray) -> dict[str, float]:
-    """Mean and standard deviation over people, or songs, each by the mean of their songs."""
-    _, means = unit_means(units, values)
-    return {"mean": float(means.mean()), "sd": float(means.std(ddof=1)) if len(means) > 1 else 0.0}
 
 
 def most_shared_song(
@@ -416,75 +357,3 @@ def most_shared_song(
         unadapted=picked(unadapted),
         adapted=picked(adapted),
     )
-
-
-# ---- Files and the screen.
-
-
-def table(evaluation: Evaluation) -> str:
-    """The summary as an aligned table: mean and standard deviation over annotators, or songs."""
-    there = dimensions_of(evaluation.columns)
-    titles = [f"{d[0].upper()} {m.upper()}" for d in there for m in METRICS]
-    width = max(len(method) for method in evaluation.summary) + 2
-    lines = ["".ljust(width) + "".join(title.rjust(15) for title in titles)]
-    for method, columns in evaluation.summary.items():
-        cells = [f"{columns[c]['mean']:.3f} ± {columns[c]['sd']:.3f}" for c in columns]
-        lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
-    return "\n".join(lines)
-
-
-def levels_table(evaluation: Evaluation) -> str:
-    """Correlation and R² of songs' levels as an aligned table; empty where they were not asked for."""
-    there = next(iter(evaluation.levels.values()), {})
-    width = max(map(len, evaluation.levels), default=0) + 2
-    titles = [f"{d[0].upper()} {what}" for d in there for what in ("level r", "level R²")]
-    lines = ["".ljust(width) + "".join(title.rjust(15) for title in titles)]
-    for method, dimensions in evaluation.levels.items():
-        cells = [
-            f"{one[what]:.3f}" for one in dimensions.values() for what in ("correlation", "r2")
-        ]
-        lines.append(method.ljust(width) + "".join(cell.rjust(15) for cell in cells))
-    return "\n".join(lines) if there else ""
-
-
-KEPT = "evaluations"
-"""Folder in that of a run: every evaluation of it, by protocol and corpus."""
-
-
-def keep_evaluation(evaluation: Evaluation, run: Path) -> Path:
-    """Writes an evaluation into its own folder below that of the run, and over the run's latest one.
-
-    Returns:
-      the folder of its own.
-    """
-    place = run / KEPT / evaluation.name
-    for directory in (place, run):
-        write_evaluation(evaluation, directory)
-    return place
-
-
-def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
-    """Writes `results.json`, `per_song.csv` and, of PDMER, `per_annotator.csv`, each whole or not at all.
-
-    In the tables a name that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    tables: dict[str, tuple[tuple[str, ...], tuple[str, ...], list[dict[str, Any]]]] = {
-        "per_song.csv": (("annotator", "support", "song"), (), evaluation.rows)
-    }
-    if evaluation.task == "pdmer":
-        tables["per_annotator.csv"] = (("annotator",), ("songs",), evaluation.per_unit())
-    for file, (names, counts, rows) in tables.items():
-        header = ["method", *names, *counts, *evaluation.columns]
-        plain = [row | {name: plain_cell(row[name]) for name in names} for row in rows]
-        with replacing(directory / file) as temporary:
-            text = csv_text(header, ([row.get(column, "") for column in header] for row in plain))
-            temporary.write_text(text, encoding="utf-8")
-    with replacing(directory / "results.json") as temporary:
-        values = {
-            "protocol": evaluation.protocol,
-            "task": evaluation.task,
-            "facts": evaluation.facts,
-            "summary": evaluation.summary,
-            "levels": evaluation.levels,
-        }
-        temporary.write_text(json.dumps(values, indent=1) + "\n")

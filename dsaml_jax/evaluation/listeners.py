@@ -27,39 +27,57 @@ MOST_ODDS = 12.0
 
 
 def listeners_of(
-    corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs, variables: Variables, step: int = 0
+    drawn: Sequence[tuple[Corpus, np.ndarray, CurvesOfSongs]], variables: Variables, step: int = 0
 ) -> Listeners | None:
-    """How the people of these ratings differ from a model's curves.
+    """How the people of some ratings differ from a model's curves.
+
+    Those of several corpora are looked at together: a listener whom the model predicts is from none of them.
 
     Args:
-      corpus: whose ratings; of songs that the model was not trained on.
-      ratings: their indices.
-      curves: of all their songs.
+      drawn: of each corpus it, indices of ratings of songs that the model was not trained on, and curves of all their songs.
       variables: of the model.
       step: of its checkpoint.
 
     Returns:
       None where too few people have two songs.
     """
-    if not len(ratings):
+    people, found, before = [], [], 0
+    for corpus, ratings, curves in drawn:
+        people.append(before + corpus.rating_annotator[ratings])
+        found += differences(corpus, ratings, curves)
+        before += len(corpus.annotator_ids)
+    if not found:
         return None
-    found = fit_listeners(
-        corpus.rating_annotator[ratings],
-        differences(corpus, ratings, curves),
-        *likeness_of(corpus, ratings, variables),
-    )
-    return None if found is None else dataclasses.replace(found, step=step)
+    rated = [(corpus, ratings) for corpus, ratings, _ in drawn]
+    fitted = fit_listeners(np.concatenate(people), found, *likeness_of(rated, variables))
+    return None if fitted is None else dataclasses.replace(fitted, step=step)
 
 
 def likeness_of(
-    corpus: Corpus, ratings: np.ndarray, variables: Variables
+    rated: Sequence[tuple[Corpus, np.ndarray]], variables: Variables
 ) -> tuple[np.ndarray, Likeness | None]:
-    """`[ratings]` the number of each one's song, and which of these songs are alike; None where the model does not know."""
-    songs, numbers = np.unique(corpus.rating_song[ratings], return_inverse=True)
-    space = song_space(variables)
+    """Which of the songs that were rated are alike.
+
+    Args:
+      rated: of each corpus it, and indices of ratings.
+      variables: of a model.
+
+    Returns:
+      `[ratings]` the number of each one's song; None where the model does not know.
+    """
+    numbers: list[np.ndarray] = []
+    embeddings: list[np.ndarray] = []
+    space, before = song_space(variables), 0
+    for corpus, ratings in rated:
+        songs, here = np.unique(corpus.rating_song[ratings], return_inverse=True)
+        numbers.append(before + here)
+        before += len(songs)
+        if space is not None:
+            embeddings.append(song_embeddings(corpus, songs))
     if space is None:
-        return numbers, None
-    return numbers, Likeness(space, space.place(song_embeddings(corpus, songs)).astype(np.float16))
+        return np.concatenate(numbers), None
+    places = space.place(np.concatenate(embeddings)).astype(np.float16)
+    return np.concatenate(numbers), Likeness(space, places)
 
 
 def differences(corpus: Corpus, ratings: np.ndarray, curves: CurvesOfSongs) -> list[np.ndarray]:

@@ -190,6 +190,12 @@ class Trial:
         ]
 
 
+def judged_corpora(corpus: Corpus, task: str) -> tuple[Corpus, ...]:
+    """The corpora that are judged, each by itself: of `pdmer` those with ratings by single people, where any have them."""
+    rated = tuple(one for one in corpus.each if one.annotator_ids)
+    return rated if rated and task == "pdmer" else corpus.each
+
+
 def agreed_trial(
     corpus: Corpus, part: PartName, device: DeviceCorpus | None = None, *, fold: Fold = OWN_SPLIT
 ) -> Trial:

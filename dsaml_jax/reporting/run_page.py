@@ -52,7 +52,11 @@ def write_run_report(workdir: Path) -> None:
         dimensions=dimensions_of(columns),
         metrics=METRICS,
         validations=validations,
-        validation_columns=[x for x in (validations or [{}])[0] if x not in ("step", "kind")],
+        validation_columns=[
+            x  # of single corpora the score alone
+            for x in (validations or [{}])[0]
+            if x not in ("step", "kind") and ("/" not in x or x.endswith("/score"))
+        ],
         data={"corpus": info.data, "features": info.features.name},
         settings=flatten(info.config),
         facts=environment(),

@@ -6,6 +6,7 @@ import numpy as np
 
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
+from dsaml_jax.config import Balance
 from dsaml_jax.corpus import Part, song_embeddings, song_weights
 from dsaml_jax.models import FARTHEST, squared_distances
 
@@ -25,7 +26,8 @@ def fit_levels(
     target: np.ndarray,
     inputs: tuple[np.ndarray, np.ndarray],
     most: int,
-    listener_most: int,
+    listener_most: int = 0,
+    balance: Balance = "proportional",
 ) -> dict[str, np.ndarray]:
     """Fits the level of a song, the mean of its curve, on its embedding, the mean over its windows.
 
@@ -40,6 +42,7 @@ def fit_levels(
       inputs: mean and spread of each number of the embedding, `[E]` each.
       most: `N`.
       listener_most: `M`.
+      balance: of several corpora, see `training.corpora`.
 
     Returns:
       `centres` `[N, E]` float16, the embeddings standardised; `weights` `[N, 2]`, 0 where there is no song; `gamma`; `bias`
@@ -58,7 +61,7 @@ def fit_levels(
     starts = corpus.song_start[songs]
     curves = [target[a : a + n] for a, n in zip(starts, corpus.song_steps[songs], strict=True)]
     levels = np.stack([labelled_mean(curve.astype(np.float64)) for curve in curves])
-    counted = song_weights(corpus, part, songs)
+    counted = song_weights(corpus, part, songs, balance)
 
     weights, bias = np.zeros((most, 2), np.float32), np.zeros(2, np.float32)
     for dimension in range(2):

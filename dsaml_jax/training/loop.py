@@ -47,6 +47,7 @@ from dsaml_jax.training.state import (
 )
 from dsaml_jax.training.steps import TrainState, step_key
 from dsaml_jax.training.stopping import StopRequest
+from dsaml_jax.training.validating import on_all
 
 
 def train(
@@ -259,13 +260,17 @@ def _keep_listeners(setup: Setup, store: CheckpointStore, step: int) -> None:
         return
     like = variables_like(setup.config, setup.corpus.features, setup.model)
     variables = setup.devices.replicate(store.restore_model(step, like))
-    ratings = held_out(setup.corpus, fold)["validation"].consensus
-    if len(ratings):
-        trial = agreed_trial(setup.corpus, "validation", setup.device, fold=fold)
-        curves = curves_of_songs(trial, setup.model, variables)
-        found = listeners_of(setup.corpus, ratings, curves, variables, step)
-        if found is not None:
-            on_first(lambda: write_listeners(setup.workdir, found))
+    drawn = []
+    for corpus in setup.corpus.each:
+        ratings = held_out(corpus, fold)["validation"].consensus
+        if len(ratings):
+            device = setup.device if corpus is setup.corpus else None
+            trial = agreed_trial(corpus, "validation", device, fold=fold)
+            trial = on_all(setup.devices, trial)
+            drawn.append((corpus, ratings, curves_of_songs(trial, setup.model, variables)))
+    found = listeners_of(drawn, variables, step)
+    if found is not None:
+        on_first(lambda: write_listeners(setup.workdir, found))
 
 
 def _report(workdir: Path, console: Console) -> None:

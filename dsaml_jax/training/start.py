@@ -33,15 +33,6 @@ from dsaml_jax.corpus import (
 )
 from dsaml_jax.devices import Devices
 from dsaml_jax.errors import UsageError
-from dsaml_jax.evaluation import (
-    adapted,
-    agreed_judging,
-    agreed_trial,
-    curves_of_songs,
-    listener_judging,
-    listener_trial,
-    mean_scores,
-)
 from dsaml_jax.models import build_model
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import (
@@ -56,6 +47,7 @@ from dsaml_jax.training.steps import (
     make_optimizer,
     make_pdmer_step,
 )
+from dsaml_jax.training.validating import judging_lines, make_validation, validated_songs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +112,7 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
     pdmer = config.training.task == "pdmer"
     pool = _pool(corpus, parts["train"], config, console) if pdmer else None
     devices = Devices(config.meta.tasks if pdmer else config.training.batch_songs)
-    device = devices.replicate(to_device(corpus, target, _validated_songs(corpus, parts, config)))
+    device = devices.replicate(to_device(corpus, target, validated_songs(corpus, config)))
     return Setup(
         config=config,
         corpus=corpus,
@@ -135,7 +127,7 @@ def set_up(config: RunConfig, corpus: Corpus, workdir: Path, console: Console) -
         if pdmer
         else make_dmer_step(model, config, optimizer, devices.everywhere),
         draw=drawing(config, pool, corpus, parts["train"], target),
-        validate=_make_validation(model, config, corpus, device),
+        validate=make_validation(model, config, corpus, device, devices),
     )
 
 
@@ -147,41 +139,6 @@ def fit_config(config: RunConfig, corpus: Corpus) -> RunConfig:
         config.training, init_from=str(Path(source).resolve()) if source else ""
     )
     return dataclasses.replace(config, model=model, training=training)
-
-
-def judging_lines(corpus: Corpus, config: RunConfig) -> list[str]:
-    """What will be judged of a run, in validation and afterwards: said before the work.
-
-    Raises:
-      UsageError: nothing can be judged, and the mend.
-    """
-    fold, shots = fold_of(config.training), config.meta.support_songs
-    if not fold.holds_out:
-        return [
-            "nothing and nobody is held out: the last checkpoint is kept, and nothing is judged"
-        ]
-    lines = []
-    for part in ("validation", "test"):
-        if config.training.task == "dmer":
-            judging = agreed_judging(corpus, part, fold=fold)
-        elif part == "validation":
-            judging, _ = listener_judging(corpus, part, **_validation_tasks(config), fold=fold)
-        else:
-            judging, _ = listener_judging(
-                corpus, part, protocol=config.training.protocol, shots=shots, fold=fold
-            )
-        lines += judging.lines()
-    return lines
-
-
-def _validation_tasks(config: RunConfig) -> dict[str, Any]:
-    """What a validation of PDMER asks."""
-    return {
-        "protocol": config.training.protocol,
-        "shots": config.meta.support_songs,
-        "supports": 4,
-        "most": config.training.validation_tasks,
-    }
 
 
 def _size_lines(model: nn.Module, corpus: Corpus) -> list[str]:
@@ -198,46 +155,6 @@ def _size_lines(model: nn.Module, corpus: Corpus) -> list[str]:
 
 LARGE = 3_000_000
 """Parameters of a model that is no longer one for a CPU."""
-
-
-def _validated_songs(corpus: Corpus, parts: dict[str, Part], config: RunConfig) -> np.ndarray:
-    """Whose features a validation needs: of PDMER also those that are adapted to."""
-    songs = parts["validation"].songs
-    if config.training.task == "dmer" or not len(songs):
-        return songs
-    _, asked = listener_judging(
-        corpus, "validation", **_validation_tasks(config), fold=fold_of(config.training)
-    )
-    return np.union1d(songs, np.union1d(asked.query_song, asked.support_song))
-
-
-def _make_validation(
-    model: nn.Module, config: RunConfig, corpus: Corpus, device: DeviceCorpus
-) -> Callable[[dict[str, Any]], dict[str, float]]:
-    """A function from variables to mean scores on the validation part, in eval mode; to none where nothing is held out."""
-    fold = fold_of(config.training)
-    if not fold.holds_out:
-        return lambda variables: {}
-    if config.training.task == "dmer":
-        trial, people = agreed_trial(corpus, "validation", device, fold=fold), None
-    else:
-        trial = listener_trial(
-            corpus, "validation", **_validation_tasks(config), device=device, fold=fold
-        )
-        people = trial.units()
-
-    def validate(variables: dict[str, Any]) -> dict[str, float]:
-        if config.training.task == "dmer":
-            predicted = curves_of_songs(trial, model, variables).of(trial.song)
-        else:
-            predicted = adapted(trial, model, config.meta, variables)
-        scores = mean_scores(predicted, trial.truth, people)
-        if config.training.choose_by == "rmse":
-            errors = [value for name, value in scores.items() if name.endswith("_rmse")]
-            scores["score"] = 1.0 - sum(errors) / len(errors)
-        return scores
-
-    return validate
 
 
 def _require_songs(parts: dict[str, Part], names: tuple[str, ...]) -> None:

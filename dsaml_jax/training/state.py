@@ -103,7 +103,8 @@ def initial_state(setup: Setup) -> TrainState:
                     place |= {"mean": mean, "spread": spread}
             if "level" in variables["batch_stats"]:
                 room = config.model.level_centres, config.model.listener_centres
-                fitted = fit_levels(corpus, part, setup.target, statistics["embedding"], *room)
+                inputs = statistics["embedding"]
+                fitted = fit_levels(corpus, part, setup.target, inputs, *room, config.training.corpora)  # fmt: skip
                 variables["params"]["level"]["bias"] = fitted.pop("bias")
                 variables["batch_stats"]["level"] = fitted
     learned = variables["params"]
