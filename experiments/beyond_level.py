@@ -36,9 +36,8 @@ from dsaml_jax.evaluation import (
     likeness_of,
     listener_trial,
     methods,
-    score_curves,
+    scores,
     trials,
-    unit_means,
 )
 from dsaml_jax.experiment import paired_difference
 from dsaml_jax.models import song_space
@@ -49,6 +48,8 @@ RESULTS = Path(__file__).parent / "results"
 SHOTS = (1, 2, 5, 10)
 LAGS = range(-4, 5)
 """Half seconds."""
+CEILING = "*the best share, told by the answers (no model)*"
+CEILING_SHARES = np.linspace(0.0, 1.0, 21)
 SHRINKING = (0.0, 0.3, 1.0, 3.0, 10.0, np.inf)
 """Of movement: so many songs' worth of a gain of 1. Of lag: so much more must another one explain than none; `inf`: neither."""
 MOST_SONGS = 60
@@ -230,9 +231,9 @@ Errors = dict[str, dict[str, float]]
 
 def errors(asked: Asked, predicted: np.ndarray) -> Errors:
     """Of each person, songs counting equally."""
-    scores, units = score_curves(predicted, asked.trial.truth), asked.trial.units()
+    columns, units = scores.score_curves(predicted, asked.trial.truth), asked.trial.units()
     return {
-        name: dict(zip(*unit_means(units, scores[f"{name}_rmse"]), strict=True))
+        name: dict(zip(*scores.unit_means(units, columns[f"{name}_rmse"]), strict=True))
         for name in DIMENSIONS
     }
 
@@ -253,6 +254,8 @@ def judge(corpus: Corpus, loaded: LoadedModel) -> dict[tuple[str, int], Errors]:
         here, there = test.with_shots(shots), validation.with_shots(shots)
         found["not adapted", shots] = errors(here, here.curves.of(here.trial.song))
         found["level", shots] = errors(here, dataclasses.replace(here, loaded=without_taste(loaded)).moved())  # fmt: skip
+        for share in CEILING_SHARES:
+            found[f"share {share}", shots] = errors(here, methods.with_offset(here.trial, here.curves, share))  # fmt: skip
         found["level and taste (the default)", shots] = errors(here, here.moved())
         found["and both dimensions together", shots] = errors(here, both_dimensions(here, correlations))  # fmt: skip
         ways: dict[str, Callable[[Asked, float], np.ndarray]] = {"movement": with_movement, "lag": with_lag}  # fmt: skip
@@ -269,6 +272,25 @@ def merged(parts: Sequence[dict[tuple[str, int], Errors]]) -> dict[tuple[str, in
         key: {name: {who: x for part in parts for who, x in part[key][name].items()} for name in DIMENSIONS}
         for key in parts[0]
     }  # fmt: skip
+
+
+def with_ceiling(found: dict[tuple[str, int], Errors]) -> dict[tuple[str, int], Errors]:
+    """With the best share of the mean difference in place of all shares: one for everybody, in each dimension."""
+    shares = [f"share {share}" for share in CEILING_SHARES]
+    kept = {key: x for key, x in found.items() if key[0] not in shares}
+    for shots in SHOTS:
+        mean = lambda share, name: np.mean(list(found[share, shots][name].values()))  # noqa: E731, B023
+        best = {
+            name: min(shares, key=lambda share, name=name: mean(share, name)) for name in DIMENSIONS
+        }  # type: ignore[misc]
+        kept[CEILING, shots] = {name: found[best[name], shots][name] for name in DIMENSIONS}
+    return kept
+
+
+def gained(found: dict[tuple[str, int], Errors], row: str, shots: int) -> float:
+    """RMSE less than not adapted, in the mean over people and both dimensions."""
+    pairs = [(found[x, shots][name].values() for x in ("not adapted", row)) for name in DIMENSIONS]
+    return float(np.mean([np.mean(list(before)) - np.mean(list(after)) for before, after in pairs]))
 
 
 def table(found: dict[tuple[str, int], Errors], name: str) -> list[str]:
@@ -298,12 +320,20 @@ def main() -> None:
     options = parser.parse_args()
     corpus = read_corpus(options.data)
     runs = sorted(options.runs.glob("fold*/seed0"))
-    found = merged([judge(corpus, load_model(run)) for run in runs])
+    found = with_ceiling(merged([judge(corpus, load_model(run)) for run in runs]))
+    rows = dict.fromkeys(row for row, _ in found if row != "not adapted")
+    shares = [
+        f"| {row} | " + " | ".join(f"{gained(found, row, k):.4f}, {gained(found, row, k) / gained(found, CEILING, k):.0%}" for k in SHOTS) + " |"
+        for row in rows
+    ]  # fmt: skip
     lines = [
         "# What else than a level can be read of a person?", "",
         f"{corpus.name}, {len(corpus.song_ids)} songs, {len(runs)} folds, one seed. RMSE on other songs of people whom no model has "
         "seen, minus that of the level alone (whose RMSE is given); 95 % intervals over people; better/worse off.", "",
         *(line for name in DIMENSIONS for line in table(found, name)),
+        "RMSE gained over not adapting, the mean of both dimensions, and how much that is of what the best share would gain, if "
+        "somebody knew it for each dimension (one for everybody):", "",
+        "| | " + " | ".join(f"{k} song{'s' * (k > 1)}" for k in SHOTS) + " |", "|---" * (len(SHOTS) + 1) + "|", *shares, "",
         *(f"- {name}: {value}" for name, value in environment().items()), "",
     ]  # fmt: skip
     with replacing(RESULTS / "beyond_level.md") as temporary:
