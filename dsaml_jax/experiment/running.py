@@ -289,6 +289,7 @@ class Runner:
             "model": None
             if model is None
             else [dataclasses.asdict(model.info.config), model.step, weights_digest(model)],
+            "listeners": model and model.listeners and dataclasses.asdict(model.listeners),
         }
         text = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
