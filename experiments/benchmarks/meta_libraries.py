@@ -1,8 +1,8 @@
 """MAML in second order, beside learn2learn, higher and TorchOpt as their users write it: speed, memory, same gradients.
 
 Claim: on two CPU cores a meta-step of `dsaml_jax.meta`, one compiled program, is faster than their loops over tasks and inner
-steps: tens of times where operations are small, by less where convolutions are most of the work. Its memory with all tasks side
-by side is about what learn2learn and higher need for one task after the other.
+steps, by tens of times where operations are small. With all tasks side by side it needs about the memory that learn2learn and
+higher need for one task after the other.
 Command: `python experiments/benchmarks/meta_libraries.py`, after `pip install ./dsaml_jax/meta torch higher torchopt`.
 learn2learn 0.2.0 does not build on Python 3.11 and later as it is, because the C files that it ships are too old. Delete them,
 translate again (`cython -3 learn2learn/data/*.pyx`, Cython below 3), then `pip install --no-deps --no-build-isolation .`; it
