@@ -51,13 +51,22 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name, or the module of that name, when it is first asked for."""
+    """Loads a public name, or the module of that name, when it is first asked for.
+
+    Raises:
+      ModuleNotFoundError: it needs what is not installed, as beside `dsaml_jax.meta` alone (`dsaml_jax_meta`).
+    """
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _HOMES:
-        module, inside = _HOMES[name]
-        return getattr(importlib.import_module(module), inside)
-    return importlib.import_module(f"{__name__}.{name}")
+    module, inside = _HOMES.get(name, (f"{__name__}.{name}", ""))
+    try:
+        home = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs {error.name}: pip install dsaml_jax; where dsaml_jax_meta is, uninstall that first",
+            name=error.name,
+        ) from None
+    return getattr(home, inside) if inside else home
 
 
 def __dir__() -> list[str]:

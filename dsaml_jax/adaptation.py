@@ -59,6 +59,9 @@ def inner_algorithm(config: MetaConfig) -> meta.Algorithm:
         "first_order_until": config.first_order_until,
         "proximal": config.proximal,
         "cg_steps": config.cg_steps,
+        "tolerance": config.tolerance,
+        "damping": config.damping,
+        "solver": config.solver,
     }
     known = meta.algorithm_options(config.algorithm)
     return meta.algorithm(

@@ -45,7 +45,8 @@ class MetaConfig:
       tasks_at_once: tasks computed side by side; fewer need less memory. 0: on a CPU one for each device, on an
         accelerator the most whose program fits into the memory that is free when training begins.
       multi_step_until, first_order_until: meta-steps of the annealing of `maml++`.
-      proximal, cg_steps: pull to the initialisation, and most steps of conjugate gradients, of `imaml`.
+      proximal, cg_steps, tolerance, damping, solver: of `imaml`, see :class:`dsaml_jax.meta.IMAML`: pull to the
+        initialisation, most steps of the solver, the residual at which it stops, what is added to its diagonal, and which.
       query_songs: songs to be judged on, at most; annotators with fewer are padded and masked.
       min_songs: annotators with fewer songs make no tasks; at least `support_songs + 1`.
       inner_loss: `dsaml`, the loss of the paper, or `squared_error`, which is bounded where the
@@ -71,6 +72,9 @@ class MetaConfig:
     first_order_until: int = 0
     proximal: float = 2.0
     cg_steps: int = 5
+    tolerance: float = 1e-5
+    damping: float = 0.0
+    solver: Literal["cg", "neumann"] = "cg"
     tasks: int = 16
     support_songs: int = 1
     query_songs: int = 15
@@ -96,6 +100,10 @@ class MetaConfig:
             raise UsageError("maml++ needs meta.steps of 1 or more")
         check_rate("meta.learning_rate", self.learning_rate)
         check_rate("meta.proximal", self.proximal)
+        if not 0.0 <= self.tolerance < 1.0:
+            raise UsageError(f"meta.tolerance {self.tolerance} must be 0 or more and below 1")
+        if not 0.0 <= self.damping < math.inf:
+            raise UsageError(f"meta.damping {self.damping} must be 0 or more")
         if not 0.0 <= self.people_weight <= 2.0:
             raise UsageError(f"meta.people_weight {self.people_weight} must be from 0 to 2")
         if not 0.0 <= self.strength <= 1.0:

@@ -35,6 +35,10 @@ def test_settings_are_typed():
         ("model.width=10", "multiple"),
         ("meta.learning_rate=nan", "positive number"),
         ("training.learning_rate=-1", "positive number"),
+        ("meta.tolerance=1", "meta.tolerance 1.0 must be 0 or more and below 1"),
+        ("meta.damping=-0.1", "meta.damping -0.1 must be 0 or more"),
+        ("meta.damping=inf", "meta.damping inf must be 0 or more"),
+        ("meta.solver=cholesky", "none of cg, neumann"),
     ],
 )
 def test_wrong_settings_are_explained(setting, message):

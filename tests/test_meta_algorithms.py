@@ -6,6 +6,8 @@ closed forms are in float64, where 1e-10 is rounding through a few steps.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -190,7 +192,9 @@ def test_meta_sgd(problem, order):
     assert isinstance(first, LearnedRates)
     same(flat(first.rates), np.full(4, 0.1))
     rates = np.array([0.2, 0.05, -0.1, 0.15])
-    learned = first.replace(rates={"a": jnp.asarray(rates[:2]), "b": jnp.asarray(rates[2:])})
+    learned = dataclasses.replace(
+        first, rates={"a": jnp.asarray(rates[:2]), "b": jnp.asarray(rates[2:])}
+    )
     value, gradient = problem.meta_gradient(algorithm, learned)
     expected, by_x, by_rates = problem.expect(np.tile(rates, (3, 1)), order=order)
     same(value, expected)
@@ -227,7 +231,7 @@ def test_maml_plus_plus(problem, step, order, weights):
     first = algorithm.init(problem.params)
     same(first.rates["a"], np.full(4, 0.1))
     a, b = np.array([0.1, 0.2, -0.05, 0.12]), np.array([0.05, 0.15, 0.1, 0.2])
-    learned = first.replace(rates={"a": jnp.asarray(a), "b": jnp.asarray(b)})
+    learned = dataclasses.replace(first, rates={"a": jnp.asarray(a), "b": jnp.asarray(b)})
     value, gradient = problem.meta_gradient(algorithm, learned, step=jnp.asarray(step))
     rates = a[:, None] * BLOCK_A + b[:, None] * BLOCK_B
     expected, by_x, by_rates = problem.expect(rates, weights=weights, order=order)
@@ -286,7 +290,9 @@ def test_meta_curvature(problem, order):
     blocks = np.eye(2) + 0.3 * random.randn(2, 2, 2)
     whole = np.zeros((4, 4))
     whole[:2, :2], whole[2:, 2:] = blocks
-    learned = first.replace(rates={"a/0": jnp.asarray(blocks[0]), "b/0": jnp.asarray(blocks[1])})
+    learned = dataclasses.replace(
+        first, rates={"a/0": jnp.asarray(blocks[0]), "b/0": jnp.asarray(blocks[1])}
+    )
     value, gradient = problem.meta_gradient(algorithm, learned)
     values, by_x = [], []
     for matrix, centre, outer, target in problem.tasks:
@@ -300,7 +306,10 @@ def test_meta_curvature(problem, order):
         assert all(np.any(leaf) for leaf in gradient.rates.values())
         return
     for direction in directions(learned.rates):
-        moved = lambda rates: problem.meta_gradient(algorithm, learned.replace(rates=rates))[0]  # noqa: E731
+
+        def moved(rates):
+            return problem.meta_gradient(algorithm, dataclasses.replace(learned, rates=rates))[0]
+
         expected = slope(moved, learned.rates, direction, 1e-5)
         assert along(gradient.rates, direction) == pytest.approx(expected, rel=1e-6)
 
@@ -317,7 +326,7 @@ def test_curvature_of_every_shape(shape):
     assert sizes == {0: [1], 4: [10, 3, 4]}.get(len(shape), list(shape))
     matrices = {n: jnp.asarray(random.randn(*m.shape), m.dtype) for n, m in learned.rates.items()}
     adapted = algorithm.adapt(
-        lambda p, g: jnp.sum(p["w"] * g), learned.replace(rates=matrices), gradient
+        lambda p, g: jnp.sum(p["w"] * g), dataclasses.replace(learned, rates=matrices), gradient
     )
     whole = np.ones((1, 1))
     for matrix in matrices.values():
@@ -325,7 +334,7 @@ def test_curvature_of_every_shape(shape):
     expected = -(whole @ np.ravel(gradient)).reshape(shape)
     np.testing.assert_allclose(adapted["w"], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="matrices and adapting parameters differ in w/0"):
-        algorithm.adapt(mlp_loss, learned.replace(rates={}), gradient)
+        algorithm.adapt(mlp_loss, dataclasses.replace(learned, rates={}), gradient)
 
 
 @pytest.mark.parametrize("block", ["all", "a"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def by_windows(key, *, persist):
         )
         total = total + gradient["rate"]
         if not persist:
-            state = state.replace(drift=jax.tree.map(jnp.zeros_like, state.drift))
+            state = dataclasses.replace(state, drift=jax.tree.map(jnp.zeros_like, state.drift))
     return total
 
 

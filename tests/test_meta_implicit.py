@@ -171,3 +171,11 @@ def test_bad_options():
         made(solver="newton")
     with pytest.raises(UsageError, match="proximal is above 0"):
         made(proximal=0.0)
+    for option, value in (
+        ("tolerance", 1.0),
+        ("tolerance", -1e-3),
+        ("damping", -0.1),
+        ("damping", np.nan),
+    ):
+        with pytest.raises(UsageError, match=f"{option} is 0 or more.*, not {value}"):
+            made(**{option: value})

@@ -291,6 +291,8 @@ def test_forward_derivatives_name_the_mode():
 
     with pytest.raises(TypeError, match="no forward derivative .* set memory='remat'"):
         along("mixed")
+    with pytest.raises(TypeError, match="forward-mode .* custom_vjp"):  # as the docstring says
+        jax.jvp(jax.jit(lambda p: adapt(p, order=2, learning_rate=0.05)), (PARAMS,), (PARAMS,))
     tangent = along("remat")
     ahead, behind = (
         adapt(jax.tree.map(lambda p, s=s: p * (1 + s * 1e-3), PARAMS), learning_rate=0.05)

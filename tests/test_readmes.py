@@ -77,7 +77,10 @@ def test_links_lead_somewhere(readme):
 @pytest.mark.parametrize("readme", READMES, ids=str)
 def test_python_blocks_run(readme):
     for text in blocks(readme, "python"):
-        exec(compile(text, str(readme), "exec"), {})
+        with jax.numpy_dtype_promotion(
+            "standard"
+        ):  # as users have it: optax's Adam is float ** int
+            exec(compile(text, str(readme), "exec"), {})
 
 
 @pytest.mark.parametrize("readme", READMES, ids=str)

@@ -164,6 +164,17 @@ def test_every_algorithm_has_a_configuration(name):
     elif name == "cavia":
         assert algorithm.adapting("predictor/out/bias")
         assert not algorithm.adapting("predictor/out/kernel")
+    elif name == "imaml":
+        options = {
+            "proximal": 3.0,
+            "cg_steps": 7,
+            "tolerance": 1e-3,
+            "damping": 0.25,
+            "solver": "neumann",
+        }
+        asked = settings(f"meta.algorithm={name}", *(f"meta.{k}={v}" for k, v in options.items()))
+        got = inner_algorithm(asked.meta)
+        assert {option: getattr(got, option) for option in options} == options
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,8 @@ def adapt(
         parameters by name, see :class:`~dsaml_jax.meta.rules.StepRule`.
       memory: how the backward pass of second order is paid for; see :mod:`dsaml_jax.meta.memory`. The mixed modes have
         no forward derivative of their own (`jax.jvp`, `jax.jacfwd`, `jax.hessian` of the result): take `remat` for
-        these. Any loss will do that can be differentiated twice in reverse.
+        these. (Where the call is inside `jax.jit`, JAX's own message that a custom_vjp function has no forward mode means
+        this.) Any loss will do that can be differentiated twice in reverse.
       batch_per_step: `batch` has a leading axis of length `steps`, and every step reads its own.
       key: PRNG key, consumed; step k gets `fold_in(key, k)`. None for a loss without a key argument.
 

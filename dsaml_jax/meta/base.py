@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
-import flax.struct
 import jax
 
 from dsaml_jax.meta.parts import ParameterFilter, PyTree
@@ -38,7 +37,8 @@ With a state of the loss `(params, query, key, state) -> (scalar, (aux, state))`
 """
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LearnedRates:
     """Parameters and inner learning rates that are meta-learned together.
 

@@ -7,11 +7,11 @@ falls with the number of pairs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -20,7 +20,8 @@ from dsaml_jax.meta.base import PyTree
 from dsaml_jax.meta.parts import combine, partition
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Particles:
     """Inner problems of `pairs` pairs, and how far each pair's parameters have been moved so far.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -87,6 +88,10 @@ class IMAML(Algorithm):
             raise UsageError("solver neumann needs learning_rate, the rate of its series")
         if self.proximal <= 0.0:
             raise UsageError("proximal is above 0: without a pull the minimum forgets `params`")
+        if not 0.0 <= self.tolerance < 1.0:
+            raise UsageError(f"tolerance is 0 or more and below 1, not {self.tolerance}")
+        if not 0.0 <= self.damping < math.inf:
+            raise UsageError(f"damping is 0 or more, not {self.damping}")
 
     @property
     def memory_modes(self) -> tuple[str, ...]:

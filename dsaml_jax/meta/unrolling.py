@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import chex
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,7 +21,8 @@ from dsaml_jax.meta.rules import Rates, StepRule, one_of_two, rates_of, whole_nu
 Visit = Callable[..., PyTree]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class InnerState:
     """Where inner steps are. `InnerState(params)` is the beginning.
 
