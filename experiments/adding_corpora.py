@@ -55,7 +55,7 @@ from dsaml_jax.experiment import (
     tables,
     unit_scores,
 )
-from dsaml_jax.models import FARTHEST
+from dsaml_jax.models import SongSpace, squared_distances
 from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import environment
@@ -86,9 +86,6 @@ Found = dict[tuple[str, str], list[Scored]]
 Guess = Callable[[Trial], np.ndarray]
 """A trial -> curves of its songs."""
 
-Levels = Callable[[Corpus, np.ndarray], np.ndarray]
-"""Songs `[k]` of a corpus -> their levels `[k, 2]`."""
-
 Training = tuple[Corpus, Balance]
 
 
@@ -103,23 +100,34 @@ def judge(guess: Guess, corpus: Corpus, fold: Fold) -> Scored:
     return Scored(Judged(trial.labels(), scores), levels)
 
 
-def head_of(trained: Training, fold: Fold) -> Levels:
-    """The head for levels alone, fitted in closed form on the songs of training: levels `[k, 2]` of songs `[k]` of a corpus."""
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A head for levels alone, fitted in closed form: levels `[k, 2]` of songs `[k]` of a corpus.
+
+    Attributes:
+      fitted: see :func:`dsaml_jax.training.fit_levels`.
+      space: in which songs lie.
+    """
+
+    fitted: dict[str, np.ndarray]
+    space: SongSpace
+
+    def __call__(self, corpus: Corpus, songs: np.ndarray) -> np.ndarray:
+        """What it says of songs."""
+        places = self.space.place(song_embeddings(corpus, songs))
+        kernel = np.exp(-self.fitted["gamma"] * squared_distances(places, self.fitted["centres"]))
+        found: np.ndarray = self.fitted["bias"] + kernel @ self.fitted["weights"]
+        return found
+
+
+def head_of(trained: Training, fold: Fold) -> Head:
+    """The head for levels, fitted on the songs of training."""
     corpus, balance = trained
     part = held_out(corpus, fold)["train"]
     mean, spread = input_statistics(corpus, part.songs)["embedding"]
     target = consensus_target(corpus, part)
     head = fit_levels(corpus, part, target, (mean, spread), len(part.songs), balance=balance)
-    centres = head["centres"].astype(np.float64)
-
-    def levels(of: Corpus, songs: np.ndarray) -> np.ndarray:
-        x = np.clip((song_embeddings(of, songs) - mean) / spread, -FARTHEST, FARTHEST)
-        squares = np.square(x).sum(axis=1)[:, None] + np.square(centres).sum(axis=1)
-        kernel = np.exp(-head["gamma"] * (squares - 2.0 * x @ centres.T))
-        found: np.ndarray = head["bias"] + kernel @ head["weights"]
-        return found
-
-    return levels
+    return Head(head, SongSpace(mean, spread, float(head["listener_gamma"])))
 
 
 def flat_by(trained: Training, fold: Fold) -> Guess:

@@ -76,7 +76,9 @@ class Asked:
 
     def moved(self) -> np.ndarray:
         """As a personal model predicts."""
-        return methods.with_prior(self.trial, self.curves, self.loaded)
+        return methods.with_prior(
+            self.trial, self.curves, self.loaded.listeners, song_space(self.loaded.variables)
+        )
 
 
 def ask(corpus: Corpus, loaded: LoadedModel, part: trials.PartName, fold: Fold) -> Asked:
@@ -127,7 +129,7 @@ def correlations_of(corpus: Corpus, loaded: LoadedModel, fold: Fold) -> np.ndarr
     trial = agreed_trial(corpus, "validation", fold=fold)
     curves = curves_of_songs(trial, loaded.model, loaded.variables)
     levels = np.array([labelled_mean(x) for x in differences(corpus, ratings, curves)])
-    songs, likeness = likeness_of([(corpus, ratings)], loaded.variables)
+    songs, likeness = likeness_of([(corpus, ratings)], song_space(loaded.variables))
     assert likeness is not None
     people = []
     for person in np.unique(corpus.rating_annotator[ratings]):

@@ -42,7 +42,7 @@ from dsaml_jax.evaluation import (
 from dsaml_jax.experiment import Judged, difference_of, pooled, unit_scores
 from dsaml_jax.reporting import environment
 from dsaml_jax.runs import Listeners
-from experiments.adding_corpora import FOLDS, RESULTS, Levels, head_of
+from experiments.adding_corpora import FOLDS, RESULTS, Head, head_of
 
 COLUMNS = ("arousal_rmse", "valence_rmse")
 UNADAPTED = "everyone's model"
@@ -94,7 +94,7 @@ def judged(corpus: Corpus, fold: Fold) -> tuple[dict[str, Judged], Known]:
     )
     parts = held_out(corpus, fold)
     ratings = parts["validation"].consensus
-    listeners = listeners_of([(corpus, ratings, _flat(corpus, ratings, levels))])
+    listeners = listeners_of([(corpus, ratings, _flat(corpus, ratings, levels))], levels.space)
     assert listeners is not None
     _, counts = np.unique(corpus.rating_annotator[ratings], return_counts=True)
     mine = np.union1d(parts["test"].ratings, parts["test"].support)
@@ -105,7 +105,9 @@ def judged(corpus: Corpus, fold: Fold) -> tuple[dict[str, Judged], Known]:
         "constant": methods.constant(trial),
         "mean of the person's piece": methods.support_mean(trial),
         UNADAPTED: curves.of(trial.song),
-        "by how listeners differ (the default)": methods.with_prior(trial, curves, listeners),
+        "by how listeners differ (the default)": methods.with_prior(
+            trial, curves, listeners, levels.space
+        ),
         "by a share of the error, chosen on validation people": methods.with_offset(
             trial, curves, share_of(best)
         ),
@@ -117,7 +119,7 @@ def judged(corpus: Corpus, fold: Fold) -> tuple[dict[str, Judged], Known]:
     return scored, known
 
 
-def _flat(corpus: Corpus, ratings: np.ndarray, levels: Levels) -> CurvesOfSongs:
+def _flat(corpus: Corpus, ratings: np.ndarray, levels: Head) -> CurvesOfSongs:
     """Everyone's curves of the songs of these ratings."""
     songs = np.unique(corpus.rating_song[ratings])
     shape = (len(songs), int(corpus.song_steps.max()), 2)

@@ -30,6 +30,7 @@ from dsaml_jax.evaluation import (
     inside,
     likeness_of,
 )
+from dsaml_jax.models import song_space
 from dsaml_jax.pretrained import MODEL
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import Listeners, LoadedModel, export_model, load_model
@@ -73,7 +74,7 @@ def cross_validated(corpus: Corpus, work: Path, loaded: LoadedModel, console: Co
         shares = inside(found[number], known)
         console.say(f"fold {number}: {labelled_mean(shares).round(3)} of the curves in the band")
     ratings = np.concatenate(rated)
-    songs, likeness = likeness_of([(corpus, ratings)], loaded.variables)
+    songs, likeness = likeness_of([(corpus, ratings)], song_space(loaded.variables))
     listeners = fit_listeners(corpus.rating_annotator[ratings], list(itertools.chain(*found)), songs, likeness)  # fmt: skip
     assert listeners is not None
     return listeners

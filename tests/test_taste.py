@@ -26,7 +26,7 @@ from dsaml_jax.listener import (
     predict_features,
     save_personalized,
 )
-from dsaml_jax.models import listener_weights
+from dsaml_jax.models import listener_weights, song_space
 from dsaml_jax.runs import Listeners, Spread, at_strength, export_model, load_model
 from dsaml_jax.training import train
 from tests.conftest import SMALL_DMER
@@ -160,7 +160,7 @@ def test_the_evaluation_judges_what_people_get(corpus, loaded, shots):
     """`with_prior` equals personalising on the support songs and predicting each query song."""
     trial = listener_trial(corpus, "test", protocol="clean", shots=shots)
     curves = curves_of_songs(trial, loaded.model, loaded.variables)
-    judged = with_prior(trial, curves, loaded)
+    judged = with_prior(trial, curves, LISTENERS, song_space(loaded.variables))
     for task in (0, len(judged) - 1):
         support = [
             annotated(corpus, song, truth[: corpus.song_steps[song]])

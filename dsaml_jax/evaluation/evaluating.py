@@ -39,6 +39,7 @@ from dsaml_jax.evaluation.trials import (
     judged_corpora,
     listener_trial,
 )
+from dsaml_jax.models import song_space
 from dsaml_jax.progress import Console
 from dsaml_jax.runs import LoadedModel
 
@@ -203,7 +204,8 @@ def _evaluate_pdmer(
         if choose.has_people:
             predicted["DMER + offset"] = with_offset(trial, curves, choose.share("DMER", dmer))
         if dmer.listeners is not None:
-            predicted["DMER + prior"] = with_prior(trial, curves, dmer)
+            space = song_space(dmer.variables)
+            predicted["DMER + prior"] = with_prior(trial, curves, dmer.listeners, space)
         predicted["DMER fine-tuned"] = after_adapting(dmer, choose.fine_tuning(dmer, run))
     curves = curves_of_songs(trial, run.model, run.variables)
     title = meta.algorithm_title(config.algorithm)
@@ -212,7 +214,8 @@ def _evaluate_pdmer(
     if choose.has_people:
         predicted[f"{title} + offset"] = with_offset(trial, curves, choose.share(title, run))
     if run.listeners is not None:
-        predicted[f"{title} + prior"] = with_prior(trial, curves, run)
+        space = song_space(run.variables)
+        predicted[f"{title} + prior"] = with_prior(trial, curves, run.listeners, space)
     predicted[after] = after_adapting(run, config)
     facts = {
         "annotators": trial.judging.people,

@@ -12,8 +12,7 @@ from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.corpus import song_embeddings
 from dsaml_jax.evaluation.methods import CurvesOfSongs
-from dsaml_jax.listener import Variables
-from dsaml_jax.models import SongSpace, song_space
+from dsaml_jax.models import SongSpace
 from dsaml_jax.runs import BAND_SHARE, Listeners, Spread
 
 MIN_PEOPLE = 2
@@ -31,7 +30,9 @@ MOST_ODDS = 12.0
 
 
 def listeners_of(
-    drawn: Sequence[tuple[Corpus, np.ndarray, CurvesOfSongs]], variables: Variables, step: int = 0
+    drawn: Sequence[tuple[Corpus, np.ndarray, CurvesOfSongs]],
+    space: SongSpace | None,
+    step: int = 0,
 ) -> Listeners | None:
     """How the people of some ratings differ from a model's curves.
 
@@ -39,7 +40,7 @@ def listeners_of(
 
     Args:
       drawn: of each corpus it, indices of ratings of songs that the model was not trained on, and curves of all their songs.
-      variables: of the model.
+      space: where songs lie for the model, see :func:`dsaml_jax.models.song_space`.
       step: of its checkpoint.
 
     Returns:
@@ -53,25 +54,25 @@ def listeners_of(
     if not found:
         return None
     rated = [(corpus, ratings) for corpus, ratings, _ in drawn]
-    fitted = fit_listeners(np.concatenate(people), found, *likeness_of(rated, variables))
+    fitted = fit_listeners(np.concatenate(people), found, *likeness_of(rated, space))
     return None if fitted is None else dataclasses.replace(fitted, step=step)
 
 
 def likeness_of(
-    rated: Sequence[tuple[Corpus, np.ndarray]], variables: Variables
+    rated: Sequence[tuple[Corpus, np.ndarray]], space: SongSpace | None
 ) -> tuple[np.ndarray, Likeness | None]:
     """Which of the songs that were rated are alike.
 
     Args:
       rated: of each corpus it, and indices of ratings.
-      variables: of a model.
+      space: where songs lie; None where nobody knows.
 
     Returns:
-      `[ratings]` the number of each one's song; None where the model does not know.
+      `[ratings]` the number of each one's song; and their likeness.
     """
     numbers: list[np.ndarray] = []
     embeddings: list[np.ndarray] = []
-    space, before = song_space(variables), 0
+    before = 0
     for corpus, ratings in rated:
         songs, here = np.unique(corpus.rating_song[ratings], return_inverse=True)
         numbers.append(before + here)

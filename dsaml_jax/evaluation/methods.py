@@ -22,8 +22,8 @@ from dsaml_jax.evaluation.scores import score_curves, unit_means
 from dsaml_jax.evaluation.trials import Trial
 from dsaml_jax.listener import Variables, blended, song_curve
 from dsaml_jax.meta import Adapting, LearnedRates, hoist
-from dsaml_jax.models import SongSpace, is_split, song_space
-from dsaml_jax.runs import LoadedModel, Told
+from dsaml_jax.models import SongSpace, is_split
+from dsaml_jax.runs import Listeners, Told
 
 TASKS_PER_BLOCK = 16
 
@@ -119,21 +119,23 @@ def with_offset(trial: Trial, curves: CurvesOfSongs, share: float) -> np.ndarray
     return curves.of(trial.song) + _mean_error(trial.support_truth, on_support, share)
 
 
-def with_prior(trial: Trial, curves: CurvesOfSongs, loaded: LoadedModel) -> np.ndarray:
+def with_prior(
+    trial: Trial, curves: CurvesOfSongs, listeners: Listeners, space: SongSpace | None
+) -> np.ndarray:
     """A model's curves, moved as `dsaml personalize` moves them: by what each one's support songs tell of the others.
 
     Args:
       trial: with tasks.
       curves: of all its songs.
-      loaded: the model that they are from, which knows how listeners differ.
+      listeners: how they differ from these.
+      space: where songs lie for the model, see :func:`dsaml_jax.models.song_space`.
     """
-    assert loaded.listeners is not None
     predicted = np.clip(curves.of(trial.support_songs), -1.0, 1.0)
     differences = labelled_mean((trial.support_truth - predicted).astype(np.float64), axis=2)
-    moved, space = curves.of(trial.song).copy(), song_space(loaded.variables)
+    moved = curves.of(trial.song).copy()
     shifts = None if space is None else _Shifts(trial, space)
     for task, (support, of_task) in enumerate(zip(trial.support_songs, differences, strict=True)):
-        told = loaded.listeners.told(of_task, shifts.likeness(support) if shifts else None)
+        told = listeners.told(of_task, shifts.likeness(support) if shifts else None)
         if shifts is None:
             moved[task] += told.level.astype(np.float32)
             continue

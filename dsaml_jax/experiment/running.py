@@ -40,6 +40,7 @@ from dsaml_jax.evaluation import (
 )
 from dsaml_jax.experiment.base import Experiment, Judged, Method, Outcome, Scale, Training, pooled
 from dsaml_jax.experiment.regression import regression_curves
+from dsaml_jax.models import song_space
 from dsaml_jax.progress import Console
 from dsaml_jax.reporting import commit, environment
 from dsaml_jax.runs import LoadedModel, load_model, read_status, weights_digest
@@ -342,7 +343,7 @@ class Runner:
                 raise UsageError(
                     f"{method.training} does not know how listeners differ: too few people in validation"
                 )
-            return methods.with_prior(trial, curves, model)
+            return methods.with_prior(trial, curves, model.listeners, song_space(model.variables))
         if method.kind == "offset":
             return methods.with_offset(trial, curves, share_of(chosen))
         return curves.of(trial.song)

@@ -24,6 +24,7 @@ from dsaml_jax.corpus import DeviceCorpus, Drawn, batches, fold_of, held_out
 from dsaml_jax.devices import is_first, on_first, wait_for_others
 from dsaml_jax.errors import Interrupted, UsageError
 from dsaml_jax.evaluation import agreed_trial, curves_of_songs, listeners_of
+from dsaml_jax.models import song_space
 from dsaml_jax.progress import Console, duration
 from dsaml_jax.runs import (
     CHECKPOINTS,
@@ -268,7 +269,7 @@ def _keep_listeners(setup: Setup, store: CheckpointStore, step: int) -> None:
             trial = agreed_trial(corpus, "validation", device, fold=fold)
             trial = on_all(setup.devices, trial)
             drawn.append((corpus, ratings, curves_of_songs(trial, setup.model, variables)))
-    found = listeners_of(drawn, variables, step)
+    found = listeners_of(drawn, song_space(variables), step)
     if found is not None:
         on_first(lambda: write_listeners(setup.workdir, found))
 
