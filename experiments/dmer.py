@@ -38,14 +38,14 @@ def experiment() -> Experiment:
     """
     trainings = {WHOLE: Training("dmer")}
     trainings |= {name: Training("dmer", settings) for name, settings in ABLATIONS.items()}
-    trainings["reference settings"] = Training("dmer", REFERENCE, share=4.0)
+    trainings["DMER, reference settings"] = Training("dmer", REFERENCE, share=4.0)
     trainings["with levels"] = Training("dmer", LEVELS)
     rows = {"constant": Method("constant")}
     for name, parts in EMBEDDINGS.items():
         rows[f"ridge on {name}"] = Method("ridge", features=parts)
         rows[f"support vectors on {name}"] = Method("svr", features=parts)
     rows |= {name: Method("unadapted", name) for name in reversed(ABLATIONS)}
-    rows["reference settings"] = Method("unadapted", "reference settings")
+    rows["reference settings"] = Method("unadapted", "DMER, reference settings")
     return Experiment(
         title="DMER: mean curves",
         claim="The whole model against its ablations and two baselines, on unseen songs.",

@@ -169,6 +169,23 @@ def small_run(small_data, made_once):
 
 
 @pytest.fixture(scope="session")
+def knowing_run(small_run, made_once):
+    """The same, which knows how listeners differ as if it were from many: its own few say next to nothing."""
+    import dataclasses
+    import shutil
+
+    from dsaml_jax.runs import Listeners, Spread, load_model, write_listeners
+
+    def make(workdir):
+        shutil.copytree(small_run, workdir, dirs_exist_ok=True)
+        spread = Spread(between=0.04, within=0.08, moving=0.01, low=-0.4, high=0.4)
+        known = Listeners(spread, spread, people=90, curves=900)
+        write_listeners(workdir, dataclasses.replace(known, step=load_model(small_run).step))
+
+    return made_once("knowing_run", make)
+
+
+@pytest.fixture(scope="session")
 def songs(small_data, tmp_path_factory):
     """Six songs, one of them with a name that is markup; and two files that are none."""
     import shutil

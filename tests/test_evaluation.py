@@ -136,7 +136,7 @@ def test_by_prior_a_person_moves_by_what_each_song_says(corpus, shots):
     curves = np.random.RandomState(0).uniform(-0.5, 0.5, (len(songs), trial.shape[0], 2))
     known = methods.CurvesOfSongs(songs, curves.astype(np.float32))
     spread = Spread(between=0.3, within=0.1, moving=0.0, low=-1.0, high=1.0)
-    moved = methods.with_prior(trial, known, Listeners(spread, spread, people=2, curves=4))
+    moved = methods.with_prior(trial, known, Listeners(spread, spread, people=2, curves=4), None)
     difference = trial.support_truth - known.of(trial.support_songs)
     expected = spread.share(shots) * np.nanmean(np.nanmean(difference, axis=2), axis=1)
     shift = (moved - known.of(trial.song))[:, 0, 0]

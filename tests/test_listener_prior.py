@@ -35,9 +35,11 @@ from dsaml_jax.listener import (
 from dsaml_jax.models import SongSpace
 from dsaml_jax.runs import (
     LISTENERS_FILE,
+    Correlations,
     Listeners,
     Person,
     Spread,
+    Together,
     export_model,
     load_model,
     read_listeners,
@@ -91,25 +93,76 @@ def test_taste_is_found_again():
     np.testing.assert_allclose(np.mean(drawn, axis=0), [0.04, 0.05, 0.04], rtol=0.3)
 
 
-@given(st.integers(1, 6), st.integers(0, 99))
+TOGETHER = Correlations(level=0.8, taste=0.4, alone=-0.2)
+
+
+@given(st.integers(1, 5), st.integers(0, 99))
 def test_what_songs_tell_is_the_posterior_mean(count, seed):
-    """Of a further song, by the joint normal distribution of all; and it is what both parts say together."""
+    """Of a further song in both dimensions, by the joint normal distribution of all, written out number by number."""
     random = np.random.default_rng(seed)
-    spread = dataclasses.replace(SPREAD, taste=0.06, alike=0.5)
+    spreads = (
+        dataclasses.replace(SPREAD, taste=0.06, alike=0.5),
+        dataclasses.replace(SPREAD, within=0.2),
+    )
     places = random.standard_normal((count + 1, 3))
     alike = SPACE.likeness(places, places)
-    drawn = random.standard_normal(count)
-    together = 0.04 + 0.06 * (alike - 0.5) + spread.alone * np.eye(count + 1)
-    np.testing.assert_allclose(np.diag(together), 0.04 + 0.12)
-    expected = together[-1, :-1] @ np.linalg.solve(together[:-1, :-1], drawn)
-    level, weights, unknown = spread.told(drawn, alike[:-1, :-1])
-    assert level + weights @ alike[-1, :-1] == pytest.approx(expected)
-    assert 0.0 < unknown <= spread.between
-    # Songs as alike as usual tell by their mean alone, as where nobody knows which are alike.
-    usual = np.where(np.eye(count, dtype=bool), 1.0, 0.5)
-    level, weights, unknown = spread.told(drawn, usual)
-    assert level + 0.5 * weights.sum() == pytest.approx(spread.share(count) * drawn.mean())
-    assert unknown == pytest.approx(spread.unknown(count))
+    drawn = random.standard_normal((count, 2))
+    drawn[random.random((count, 2)) < 0.2] = np.nan
+    every = [(song, x) for song in range(count + 1) for x in range(2)]
+    variances = np.array([x.parts for x in spreads])
+
+    def covariance(one, other):
+        (song, x), (at, y) = one, other
+        level, taste, alone = np.sqrt(variances[x] * variances[y]) * (
+            1.0 if x == y else dataclasses.astuple(TOGETHER)
+        )
+        return level + taste * alike[song, at] + alone * (song == at)
+
+    together = np.array([[covariance(one, other) for other in every] for one in every])
+    np.testing.assert_allclose(np.diag(together)[:2], [0.04 + 0.12, 0.04 + 0.2])
+    known = np.append(np.isfinite(drawn).ravel(), [False, False])
+    expected = together[-2:, known] @ np.linalg.solve(
+        together[known][:, known], drawn.ravel()[known[:-2]]
+    )
+    told = Listeners(*spreads, people=9, curves=90, together=TOGETHER).told(drawn, alike[:-1, :-1])
+    np.testing.assert_allclose(
+        told.shift(alike[-1, :-1]), expected, atol=1e-6
+    )  # rounding of variances
+    assert (told.deviation <= np.sqrt([0.04, 0.04]) + 1e-9).all() and (told.deviation >= 0.0).all()
+
+
+def test_songs_as_alike_as_usual_tell_by_their_mean():
+    """As where nobody knows which are alike."""
+    spread = dataclasses.replace(SPREAD, taste=0.06, alike=0.5)
+    listeners = Listeners(spread, None, people=9, curves=90)
+    drawn = np.array([[0.3, np.nan], [0.1, np.nan], [-0.2, np.nan]])
+    usual = np.where(np.eye(3, dtype=bool), 1.0, 0.5)
+    for told in (listeners.told(drawn, usual), listeners.told(drawn)):
+        expected = spread.share(3) * drawn[:, 0].mean()
+        np.testing.assert_allclose(told.usual, [expected, 0.0], atol=1e-6)
+        assert told.deviation[0] == pytest.approx(math.sqrt(spread.unknown(3)), rel=1e-6)
+        assert np.isnan(told.deviation[1])
+
+
+def test_correlations_are_found_again():
+    """Of people who are made so, over five draws: within 0.15, three standard errors of the least certain one."""
+    drawn = []
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        likeness = Likeness(SPACE, random.standard_normal((60, 3)))
+        spreads = [dataclasses.replace(SPREAD, between=0.07, taste=0.05, alike=0.4)] * 2
+        both = Together.of(spreads, TOGETHER)
+        who, songs, found = [], [], []
+        for person in range(150):
+            mine = random.permutation(60)[:10]
+            root = np.linalg.cholesky(both.covariance(likeness.of(mine)).reshape(20, 20))
+            levels = (root @ random.standard_normal(20)).reshape(2, 10).T
+            who += [person] * 10
+            songs += mine.tolist()
+            found += [np.full((4, 2), level) for level in levels]
+        fitted = fit_listeners(np.array(who), found, np.array(songs), likeness)
+        drawn.append(dataclasses.astuple(fitted.together))
+    np.testing.assert_allclose(np.mean(drawn, axis=0), dataclasses.astuple(TOGETHER), atol=0.15)
 
 
 def test_there_cannot_be_more_taste_than_is_shared():

@@ -208,7 +208,7 @@ def test_precision_of_the_level_head(data):
     variables = jax.eval_shape(DSAML(config).init, jax.random.key(0), *data[:2])
     jaxpr = jax.make_jaxpr(DSAML(config).apply)(variables, *data[:2]).jaxpr
     found = [e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
-    assert found.count(HIGHEST) == 3  # distances, their weights, and how curves move
+    assert found.count(HIGHEST) == 5  # distances, their weights, twice; and how curves move
 
 
 def test_precision_as_a_setting():

@@ -296,9 +296,9 @@ def test_the_summary_is_what_was_answered():
 
 
 @pytest.fixture(scope="module")
-def config(small_run, songs, tmp_path_factory):
+def config(knowing_run, songs, tmp_path_factory):
     return serving.Settings(
-        checkpoint=small_run, songs=songs, study=tmp_path_factory.mktemp("study"), password=PASSWORD, ratings=4,
+        checkpoint=knowing_run, songs=songs, study=tmp_path_factory.mktemp("study"), password=PASSWORD, ratings=4,
     )  # fmt: skip
 
 
@@ -404,7 +404,11 @@ def test_the_home_page_knows_which_song_would_tell_most(person, studio):
 
 def _band_width(person, song):
     """Of both dimensions, where the scale does not cut the band off."""
-    low, high = np.array(person.get(f"/songs/{song}/curves").json()["band"])
+    until = time.monotonic() + 60.0
+    while (band := person.get(f"/songs/{song}/curves").json()["band"]) is None:
+        assert time.monotonic() < until  # curves of all songs come by and by
+        time.sleep(0.05)
+    low, high = np.array(band)
     inside = (low > -1.0) & (high < 1.0)
     assert inside.any(axis=0).all()
     return [np.median((high - low)[inside[:, k], k]) for k in range(2)]
@@ -931,9 +935,9 @@ def test_decoding_has_a_time_limit(person, studio, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
+def test_a_study_goes_on_after_a_stop(knowing_run, songs, tmp_path):
     config = serving.Settings(
-        checkpoint=small_run, songs=songs, study=tmp_path, blind=True, ratings=2
+        checkpoint=knowing_run, songs=songs, study=tmp_path, blind=True, ratings=2
     )
     with running(config) as (address, study):
         person = Person(address, study)
@@ -960,13 +964,15 @@ def test_a_study_goes_on_after_a_stop(small_run, songs, tmp_path):
 
 @pytest.mark.slow
 def test_what_was_asked_for_when_it_stopped_is_done_after_that(
-    small_run, songs, tmp_path, monkeypatch
+    knowing_run, songs, tmp_path, monkeypatch
 ):
     mine = tmp_path / "songs"
     shutil.copytree(songs, mine)
     damaged = (mine / "five.flac").read_bytes()
     (mine / "five.flac").write_bytes(damaged[: len(damaged) // 3])  # its header can be read
-    config = serving.Settings(checkpoint=small_run, songs=mine, study=tmp_path / "study", ratings=3)
+    config = serving.Settings(
+        checkpoint=knowing_run, songs=mine, study=tmp_path / "study", ratings=3
+    )
     with running(config) as (address, study):
         person, late = Person(address, study), Person(address, study)
         song = song_named(study, "two").number

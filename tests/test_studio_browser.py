@@ -44,9 +44,9 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def studio(small_run, songs, tmp_path_factory):
+def studio(knowing_run, songs, tmp_path_factory):
     config = serving.Settings(
-        checkpoint=small_run, songs=songs, study=tmp_path_factory.mktemp("study"), password=PASSWORD, ratings=2,
+        checkpoint=knowing_run, songs=songs, study=tmp_path_factory.mktemp("study"), password=PASSWORD, ratings=2,
     )  # fmt: skip
     with running(config) as served:
         served[1].modelling.wait_until_warm()

@@ -26,8 +26,8 @@ from dsaml_jax.evaluation.evaluating import (
     is_of,
     most_shared_song,
 )
+from dsaml_jax.evaluation.likelihood import Likeness
 from dsaml_jax.evaluation.listeners import (
-    Likeness,
     differences,
     fit_listeners,
     inside,

@@ -11,22 +11,18 @@ import numpy as np
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus
 from dsaml_jax.corpus import song_embeddings
+from dsaml_jax.evaluation.likelihood import (
+    Likeness,
+    groups_of,
+    likeliest_correlations,
+    likeliest_variances,
+)
 from dsaml_jax.evaluation.methods import CurvesOfSongs
 from dsaml_jax.models import SongSpace
-from dsaml_jax.runs import BAND_SHARE, Listeners, Spread
+from dsaml_jax.runs import BAND_SHARE, Correlations, Listeners, Spread
 
 MIN_PEOPLE = 2
 """With two songs each, or more: of fewer people nothing can be said."""
-
-MOST_SONGS = 200
-"""Of a person, evenly spread: what they say of people in general grows little beyond, and time by the cube."""
-
-EXPECTED = 0.05
-"""Share of the variance of levels that songs of a person are expected to have in common, before anything is known: where a
-few people say little, little is believed (VGMIDI's people with two pieces have nothing in common, and fifty of them seem to)."""
-
-MOST_ODDS = 12.0
-"""Logarithm of the largest ratio of two variances."""
 
 
 def listeners_of(
@@ -108,7 +104,7 @@ def fit_listeners(
     songs: np.ndarray | None = None,
     likeness: Likeness | None = None,
 ) -> Listeners | None:
-    """Variances by maximum likelihood, and the band by quantiles of what was drawn.
+    """Variances and correlations by maximum likelihood, and the band by quantiles of what was drawn.
 
     Songs count equally in the variances but for those of a person beyond :data:`MOST_SONGS`, curves in the band. The level of
     a person is about zero, not about the mean of these people: of whom nothing is known stays where everyone is.
@@ -123,61 +119,51 @@ def fit_listeners(
       None where too few people have two songs, in both dimensions.
     """
     chex.assert_shape(people, (len(differences),))
+    if songs is None or likeness is None:
+        songs, likeness = np.arange(len(people)), None
+    levels = np.array([labelled_mean(difference) for difference in differences])
     arousal, valence = (
-        _spread(people, [difference[:, column] for difference in differences], songs, likeness)
+        _spread(people, [x[:, column] for x in differences], levels[:, column], songs, likeness)
         for column in (0, 1)
     )
     if arousal is None and valence is None:
         return None
-    return Listeners(arousal, valence, people=len(np.unique(people)), curves=len(people))
+    together = Correlations()
+    if arousal is not None and valence is not None:
+        (known,) = np.nonzero(np.isfinite(levels).all(axis=1))
+        groups = [
+            (x, _alike(which, likeness))
+            for x, which in groups_of(people[known], levels[known], songs[known])
+        ]
+        together = likeliest_correlations(groups, (arousal, valence))
+    return Listeners(arousal, valence, people=len(np.unique(people)), curves=len(people), together=together)  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Likeness:
-    """Which songs are alike.
-
-    Attributes:
-      space: in which they lie.
-      places: `[songs, E]`, see :meth:`dsaml_jax.models.SongSpace.place`.
-    """
-
-    space: SongSpace
-    places: np.ndarray
-
-    def of(self, songs: np.ndarray) -> np.ndarray:
-        """`[..., k, k]` of songs `[..., k]` to each other."""
-        some = self.places[songs]
-        rows = some.reshape(-1, *some.shape[-2:])
-        found = np.stack([self.space.likeness(x, x) for x in rows])
-        return found.reshape(*songs.shape, songs.shape[-1])
-
-    def usual(self, songs: np.ndarray) -> float:
-        """Of two of these songs, in the mean; of many songs, a number of them is looked at."""
-        some = np.unique(songs)
-        some = some[np.linspace(0, len(some) - 1, min(len(some), MOST_SONGS)).astype(int)]
-        if len(some) < 2:
-            return 1.0
-        alike = self.of(some)
-        return float((alike.sum() - len(some)) / (len(some) * (len(some) - 1)))
+def _alike(songs: np.ndarray, likeness: Likeness | None) -> np.ndarray:
+    """`[people, k, k]` of songs `[people, k]`; where nobody knows, of none."""
+    if likeness is not None:
+        return likeness.of(songs)
+    count = songs.shape[1]
+    return np.broadcast_to(np.eye(count), (len(songs), count, count))
 
 
 def _spread(
     people: np.ndarray,
     differences: list[np.ndarray],
-    songs: np.ndarray | None,
+    levels: np.ndarray,
+    songs: np.ndarray,
     likeness: Likeness | None,
 ) -> Spread | None:
-    levels = np.array([labelled_mean(difference) for difference in differences])
     (known,) = np.nonzero(np.isfinite(levels))
     _, counts = np.unique(people[known], return_counts=True)
     if (counts > 1).sum() < MIN_PEOPLE:
         return None
-    if songs is None or likeness is None:
-        level, _, alone = _likeliest(_groups(people[known], levels[known]))
-        taste = alike = 0.0
+    groups = groups_of(people[known], levels[known], songs[known])
+    if likeness is None:
+        level, taste, alone = likeliest_variances([(x,) for x, _ in groups])
+        alike = 0.0
     else:
-        groups = _groups(people[known], levels[known], songs[known])
-        level, taste, alone = _likeliest([(x, likeness.of(which)) for x, which in groups])
+        level, taste, alone = likeliest_variances([(x, likeness.of(which)) for x, which in groups])
         alike = likeness.usual(songs[known])
     drawn = [difference[np.isfinite(difference)] for difference in differences]
     drawn = [difference for difference in drawn if len(difference)]
@@ -185,54 +171,6 @@ def _spread(
     low, high = _quantiles(drawn, ((1.0 - BAND_SHARE) / 2, (1.0 + BAND_SHARE) / 2))
     shared = level + taste * alike
     return Spread(shared, alone + taste * (1.0 - alike), moving, low, high, taste, alike)
-
-
-def _groups(people: np.ndarray, *columns: np.ndarray) -> list[tuple[np.ndarray, ...]]:
-    """People with equally many songs together: of each column `[people, k]`."""
-    rows: dict[int, list[np.ndarray]] = {}
-    for person in np.unique(people):
-        (mine,) = np.nonzero(people == person)
-        mine = mine[np.linspace(0, len(mine) - 1, min(len(mine), MOST_SONGS)).astype(int)]
-        rows.setdefault(len(mine), []).append(mine)
-    return [tuple(column[np.array(group)] for column in columns) for group in rows.values()]
-
-
-def _likeliest(groups: Sequence[tuple[np.ndarray, ...]]) -> tuple[float, float, float]:
-    """The likeliest variances of a person's level, of their taste, and of a song alone, all normal.
-
-    A posteriori: the share that the first two have of all has an exponential prior of mean :data:`EXPECTED`.
-
-    Args:
-      groups: levels `[people, k]` and, where taste is looked for, the likeness `[people, k, k]` of their songs.
-    """
-    from scipy.optimize import minimize
-
-    tastes = len(groups[0]) > 1
-    count = sum(levels.size for levels, *_ in groups)
-
-    def scaled(places: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """Shares of the three, the likeliest sum of them, and minus twice the log-likelihood of both."""
-        odds = np.exp(np.append(places, 0.0).clip(-MOST_ODDS, MOST_ODDS))
-        level, *taste, alone = odds / odds.sum()
-        squares = logarithms = 0.0
-        for levels, *alike in groups:
-            together = level + alone * np.eye(levels.shape[1]) + (taste[0] * alike[0] if tastes else 0.0)  # fmt: skip
-            root = np.linalg.cholesky(np.broadcast_to(together, (*levels.shape, levels.shape[1])))
-            squares += np.square(np.linalg.solve(root, levels[..., None])).sum()
-            logarithms += 2.0 * np.log(np.diagonal(root, axis1=1, axis2=2)).sum()
-        total = max(squares / count, np.finfo(float).tiny)
-        return np.array([level, *(taste or [0.0]), alone]), total, count * np.log(total) + logarithms  # fmt: skip
-
-    begin = np.full(1 + tastes, -1.0)
-
-    def surprise(places: np.ndarray) -> float:
-        shares, _, twice = scaled(places)
-        return float(twice + 2.0 * (1.0 - shares[-1]) / EXPECTED)
-
-    best = minimize(surprise, begin, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-4})  # fmt: skip
-    shares, total, _ = scaled(best.x)
-    level, taste, alone = (shares * total).tolist()
-    return level, taste, alone
 
 
 def _quantiles(curves: list[np.ndarray], shares: tuple[float, float]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What a run leaves in its folder, and how it is read: `run.json`, checkpoints, metrics, status.
 
 `info` is the run's identity, `store` its Orbax checkpoints, `variables` what a model's numbers look like, `loading` a
-model loaded or saved, `export` one in a single file, `listeners` how single people differ from it
+model loaded or saved, `export` one in a single file, `spread` and `listeners` how single people differ from it
 (`listener_files` keeps that), `log` what is written while it trains.
 """
 
@@ -13,7 +13,7 @@ from dsaml_jax.runs.listener_files import (
     read_person,
     write_listeners,
 )
-from dsaml_jax.runs.listeners import BAND_SHARE, Listeners, Person, Spread, Told
+from dsaml_jax.runs.listeners import Listeners, Person, Told
 from dsaml_jax.runs.loading import at_strength, load_model, require_free, save_model, weights_digest
 from dsaml_jax.runs.log import (
     METRICS_FILE,
@@ -26,6 +26,7 @@ from dsaml_jax.runs.log import (
     read_metrics,
     read_status,
 )
+from dsaml_jax.runs.spread import BAND_SHARE, Correlations, Spread, Together
 from dsaml_jax.runs.store import CHECKPOINTS, CheckpointStore, DamagedCheckpoint
 from dsaml_jax.runs.variables import (
     LoadedModel,
@@ -42,6 +43,7 @@ __all__ = [
     "Person",
     "RUN_FILE",
     "CheckpointStore",
+    "Correlations",
     "DamagedCheckpoint",
     "LISTENERS_FILE",
     "Listeners",
@@ -51,6 +53,7 @@ __all__ = [
     "RunStatus",
     "Spread",
     "State",
+    "Together",
     "Told",
     "at_strength",
     "export_model",

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from data_prep.base import DIMENSIONS, replacing
 from data_prep.plain import from_plain, parse_json
 from dsaml_jax.errors import UsageError
-from dsaml_jax.runs.listeners import Listeners, Person, Spread
+from dsaml_jax.runs.listeners import Listeners, Person
+from dsaml_jax.runs.spread import Correlations, Spread
 
 _Record = TypeVar("_Record")
 
@@ -46,8 +47,10 @@ def listeners_from(values: Any) -> Listeners:
         name: None if values[name] is None else from_plain(Spread, values[name])
         for name in DIMENSIONS
     }
-    counts = from_plain(_Counts, {name: x for name, x in values.items() if name not in spreads})
-    return Listeners(spreads["arousal"], spreads["valence"], **dataclasses.asdict(counts))
+    together = from_plain(Correlations, values.get("together", {}))
+    read = {*spreads, "together"}
+    counts = from_plain(_Counts, {name: x for name, x in values.items() if name not in read})
+    return Listeners(spreads["arousal"], spreads["valence"], together=together, **dataclasses.asdict(counts))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

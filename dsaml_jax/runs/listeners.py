@@ -1,123 +1,17 @@
-"""How single listeners differ from a model's curves, how one of them does, and what their songs tell of their others."""
+"""What a model knows of listeners in general, of one of them, and what their songs tell of their others."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import chex
 import numpy as np
 
-BAND_SHARE = 0.8
-"""Share of people's curves that a band is meant to hold."""
+from dsaml_jax.runs.spread import BAND_SHARE, NOBODY, Correlations, Spread, Together
 
 SONGS_SHOWN = (1, 2, 5, 10)
-
-_TINY = 1e-9
-"""Of a variance: rounding."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """How people differ from a model's curves in one dimension.
-
-    What somebody draws minus the model's curve is taken for a sum of three: a level of the person, one of the song as this
-    person hears it, and how the curve moves. Part of the second, their taste, may be shared by songs that are alike: a Gaussian
-    process over songs (Rasmussen and Williams 2006, chapter 2). Two songs of one person have the covariance
-    `between + taste (likeness - alike)`, which is `between` for songs as alike as songs usually are.
-
-    Attributes:
-      between: mean square over people of the first.
-      within: variance of the second.
-      moving: variance of the third.
-      low, high: so much below and above the model's curve lie the bounds of a band that holds :data:`BAND_SHARE` of what
-        people drew of whom nothing is known.
-      taste: what `likeness` 1 adds to `likeness` 0; 0 where nobody knows which songs are alike.
-      alike: likeness of two songs of a person, in the mean.
-    """
-
-    between: float
-    within: float
-    moving: float
-    low: float
-    high: float
-    taste: float = 0.0
-    alike: float = 0.0
-
-    def __post_init__(self) -> None:
-        if (
-            min(self.between, self.within, self.moving, self.taste) < 0.0
-            or not self.low <= self.high
-        ):
-            raise ValueError("a variance is negative, or a band inside out")
-        if self.taste * self.alike > self.between + _TINY or self.alone < 0.0:
-            raise ValueError("there is more taste than there is to share")
-
-    @property
-    def alone(self) -> float:
-        """Variance of what a song says of itself alone."""
-        return self.within - self.taste * (1.0 - self.alike)
-
-    def told(
-        self, differences: np.ndarray, likeness: np.ndarray
-    ) -> tuple[float, np.ndarray, float]:
-        """What songs of a person tell: the posterior mean of another one is `level + weights @ its likeness to each`.
-
-        Args:
-          differences: `[K]` mean over each song of what the person drew minus the model's curve.
-          likeness: `[K, K]` of the songs to each other.
-
-        Returns:
-          level; weights `[K]`; variance of what is not known of songs in the mean, see :meth:`unknown`.
-        """
-        chex.assert_shape(likeness, (len(differences),) * 2)
-        alone = max(self.alone, _TINY) * np.eye(len(differences))
-        together = self.between + self.taste * (likeness - self.alike) + alone
-        solved = np.linalg.solve(
-            together, np.stack([differences, np.ones(len(differences))], axis=1)
-        )
-        total, weight = solved.sum(axis=0)
-        everywhere = (
-            self.between - self.taste * self.alike
-        )  # what songs share that are not alike at all
-        # Songs that lie farther apart than usual cannot all be as alike to another one as usual.
-        unknown = max(x - x**2 * weight for x in (self.between, everywhere))
-        return everywhere * float(total), self.taste * solved[:, 0], float(unknown)
-
-    def share(self, songs: int) -> float:
-        """Share of the mean difference on so many songs of a person that is to be expected on their next.
-
-        The posterior mean under normal distributions, `songs between / (songs between + within)`, for songs as alike as
-        they usually are.
-        """
-        known = songs * self.between
-        return known / (known + self.within) if known > 0.0 else 0.0
-
-    def unknown(self, songs: int, share: float | None = None) -> float:
-        """Variance of what is not known of a person's level after so many songs.
-
-        Args:
-          songs: that are known.
-          share: of the mean difference on them that is taken for the level; None: :meth:`share`, which leaves the least,
-            `(1 - share) between`.
-        """
-        if not songs:
-            return self.between
-        taken = self.share(songs) if share is None else share
-        return (1.0 - taken) ** 2 * self.between + taken**2 * self.within / songs
-
-    def error(self, songs: int, share: float | None = None) -> float:
-        """Root mean squared error to be expected on a further song; see :meth:`unknown`."""
-        return math.sqrt(self.unknown(songs, share) + self.within + self.moving)
-
-    def band(self, songs: int) -> tuple[float, float]:
-        """Bounds of the band around the curve of a person of whom so many songs are known."""
-        rest = self.within + self.moving
-        all_of_it = self.between + rest
-        left = (1.0 - self.share(songs)) * self.between + rest
-        narrower = math.sqrt(left / all_of_it) if all_of_it > 0.0 else 1.0
-        return narrower * self.low, narrower * self.high
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +21,7 @@ class Listeners:
     Attributes:
       arousal, valence: None of what nobody drew.
       people, curves: how many they are from.
+      together: what one dimension tells of the other.
       step: of the checkpoint whose curves were looked at.
       strength: share of the way to go instead of :meth:`Spread.share`, where somebody has said so.
     """
@@ -135,11 +30,15 @@ class Listeners:
     valence: Spread | None
     people: int
     curves: int
+    together: Correlations = Correlations()
     step: int = 0
     strength: float | None = None
 
     def told(self, differences: np.ndarray, likeness: np.ndarray | None = None) -> Told:
-        """What a person's songs tell of their others.
+        """What a person's songs tell of their others: the posterior mean under normal distributions.
+
+        Both dimensions tell of each other, as far as `together` says: who draws arousal higher than others do may draw valence
+        higher too.
 
         Args:
           differences: `[K, 2]` mean over each song of what the person drew minus the model's curve; NaN where they drew
@@ -147,25 +46,43 @@ class Listeners:
           likeness: `[K, K]` of the songs to each other; None where that is not known.
         """
         chex.assert_shape(differences, (None, 2))
-        count = len(differences)
-        level, weights, unknown = np.zeros(2), np.zeros((count, 2)), np.full(2, np.nan)
-        for dimension, spread in enumerate((self.arousal, self.valence)):
-            known = np.flatnonzero(np.isfinite(differences[:, dimension]))
-            drawn = differences[known, dimension]
-            if spread is None:
-                continue
-            if likeness is None:  # then all are as alike as usual
-                spread = dataclasses.replace(spread, taste=0.0)
-            if self.strength is not None:
-                level[dimension] = self.strength * drawn.mean() if len(known) else 0.0
-                unknown[dimension] = spread.unknown(len(known), self.strength)
-            else:
-                alike = np.ones((count, count)) if likeness is None else likeness
-                level[dimension], weights[known, dimension], unknown[dimension] = spread.told(drawn, alike[np.ix_(known, known)])  # fmt: skip
-        usual = np.array(
-            [spread.alike if spread else 0.0 for spread in (self.arousal, self.valence)]
-        )
-        return Told(level, weights, level + usual * weights.sum(axis=0), np.sqrt(unknown))
+        if self.strength is not None:
+            return self._told_by_hand(differences, self.strength)
+        count, known = len(differences), np.isfinite(differences.T)
+        spreads = [x or NOBODY for x in (self.arousal, self.valence)]
+        if likeness is None:  # then all are as alike as usual
+            spreads = [dataclasses.replace(x, taste=0.0, alike=0.0) for x in spreads]
+            likeness = np.eye(count)
+        both = Together.of(spreads, self.together)
+        drawn = both.covariance(likeness)[known][:, known]
+        weights = np.zeros((2, count))
+        weights[known] = np.linalg.solve(drawn, differences.T[known])
+        alike = np.sqrt([x.alike for x in spreads])
+        usual = both.level + both.taste * np.outer(alike, alike)
+
+        def unknown(shared: np.ndarray, dimension: int) -> float:
+            """Variance of what songs have in common that share so much with each of the known ones."""
+            here = shared[dimension][np.nonzero(known)[0]]
+            return float(shared[dimension, dimension] - here @ np.linalg.solve(drawn, here))
+
+        # Songs that lie farther apart than usual cannot all be as alike to another one as usual.
+        least = [max(unknown(usual, x), unknown(both.level, x), 0.0) for x in range(2)]
+        total = weights.sum(axis=1)
+        return Told(both.level @ total, (both.taste @ weights).T, usual @ total, self._deviation(least))  # fmt: skip
+
+    def _told_by_hand(self, differences: np.ndarray, strength: float) -> Told:
+        known = np.isfinite(differences)
+        counts = known.sum(axis=0)
+        mean = np.where(known, differences, 0.0).sum(axis=0) / np.maximum(counts, 1)
+        pairs = zip((self.arousal, self.valence), counts.tolist(), strict=True)
+        unknown = [x.unknown(songs, strength) if x else 0.0 for x, songs in pairs]
+        level = strength * mean
+        return Told(level, np.zeros(differences.shape), level, self._deviation(unknown))
+
+    def _deviation(self, variances: Sequence[float]) -> np.ndarray:
+        """`[2]`; NaN of what nobody drew."""
+        there = [x is not None for x in (self.arousal, self.valence)]
+        return np.where(there, np.sqrt(variances), np.nan)
 
     def error(self, songs: tuple[int, int]) -> np.ndarray:
         """`[2]` RMSE to be expected on a further song of a person; NaN of what nobody drew."""
