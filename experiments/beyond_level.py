@@ -1,10 +1,10 @@
 """What else than a level can be read of a person from a few songs?
 
 A DMER model with a head for levels says what everybody hears. What single people drew differs from that by a level of the person,
-by a taste that songs share as far as they are alike, and by the song alone (`dsaml_jax.runs.Spread`); a personal model moves
-by the first two. Compared with the level alone, beside what else a person might have:
+by a taste that songs share as far as they are alike, and by the song alone, in both dimensions, of which one tells of the other
+(`dsaml_jax.runs.Listeners`). A personal model has all of that. Here each is compared with the level alone, beside what else a
+person might have:
 
-- both dimensions together: arousal tells of valence, by the correlations of all three parts (fitted like their variances);
 - movement: how much a person's curves move along with the model's, a gain shrunk to 1;
 - lag: how much later or earlier than the model they move.
 
@@ -23,17 +23,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import minimize
 
 from data_prep.base import DIMENSIONS, replacing
 from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, read_corpus
-from dsaml_jax.corpus import Fold, fold_of, held_out, song_embeddings
+from dsaml_jax.corpus import Fold, fold_of
 from dsaml_jax.evaluation import (
-    agreed_trial,
     curves_of_songs,
-    differences,
-    likeness_of,
     listener_trial,
     methods,
     scores,
@@ -42,18 +38,23 @@ from dsaml_jax.evaluation import (
 from dsaml_jax.experiment import paired_difference
 from dsaml_jax.models import song_space
 from dsaml_jax.reporting import environment
-from dsaml_jax.runs import LoadedModel, Spread, load_model
+from dsaml_jax.runs import Correlations, LoadedModel, load_model
 
 RESULTS = Path(__file__).parent / "results"
 SHOTS = (1, 2, 5, 10)
+ROWS = {
+    "level": (False, False),
+    "level and taste": (True, False),
+    "level, both dimensions together": (False, True),
+    "level and taste, both dimensions together (the default)": (True, True),
+}
+"""Whether songs that are alike tell more of each other, and one dimension of the other."""
 LAGS = range(-4, 5)
 """Half seconds."""
 CEILING = "*the best share, told by the answers (no model)*"
 CEILING_SHARES = np.linspace(0.0, 1.0, 21)
 SHRINKING = (0.0, 0.3, 1.0, 3.0, 10.0, np.inf)
 """Of movement: so many songs' worth of a gain of 1. Of lag: so much more must another one explain than none; `inf`: neither."""
-MOST_SONGS = 60
-"""Of a person, for the correlations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,92 +88,19 @@ def ask(corpus: Corpus, loaded: LoadedModel, part: trials.PartName, fold: Fold) 
     return Asked(trial, curves_of_songs(trial, loaded.model, loaded.variables), loaded)
 
 
-def without_taste(loaded: LoadedModel) -> LoadedModel:
-    """The same, of whose people no songs are alike."""
+def knowing_less(loaded: LoadedModel, taste: bool, together: bool) -> LoadedModel:
+    """The same, of whose people no songs are alike, or whose dimensions say nothing of each other."""
     known = loaded.listeners
     assert known is not None
-    spreads = {
-        name: spread and dataclasses.replace(spread, taste=0.0, alike=0.0)
-        for name, spread in zip(DIMENSIONS, (known.arousal, known.valence), strict=True)
-    }
-    return dataclasses.replace(loaded, listeners=dataclasses.replace(known, **spreads))
-
-
-# ---- Both dimensions together.
-
-
-def together(spreads: Sequence[Spread], correlations: np.ndarray, alike: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Covariances of `k` songs in both dimensions: what they share, and each alone.
-
-    Args:
-      spreads: of arousal and valence.
-      correlations: `[3]` of the level, of taste, of a song alone.
-      alike: `[m, k]` likeness.
-
-    Returns:
-      `[2, m, 2, k]`, and `[2, 2]` of one song.
-    """
-    everywhere = np.array([x.between - x.taste * x.alike for x in spreads])
-    parts = everywhere, np.array([x.taste for x in spreads]), np.array([x.alone for x in spreads])
-    level, taste, alone = (
-        np.sqrt(np.outer(x, x)) * np.array([[1.0, r], [r, 1.0]])
-        for x, r in zip(parts, correlations, strict=True)
-    )
-    return level[:, None, :, None] + taste[:, None, :, None] * alike[None, :, None, :], alone
-
-
-def correlations_of(corpus: Corpus, loaded: LoadedModel, fold: Fold) -> np.ndarray:
-    """`[3]` the likeliest, of what people drew for the songs of validation."""
-    assert loaded.listeners and loaded.listeners.arousal and loaded.listeners.valence
-    spreads = loaded.listeners.arousal, loaded.listeners.valence
-    ratings = held_out(corpus, fold)["validation"].consensus
-    trial = agreed_trial(corpus, "validation", fold=fold)
-    curves = curves_of_songs(trial, loaded.model, loaded.variables)
-    levels = np.array([labelled_mean(x) for x in differences(corpus, ratings, curves)])
-    songs, likeness = likeness_of([(corpus, ratings)], song_space(loaded.variables))
-    assert likeness is not None
-    people = []
-    for person in np.unique(corpus.rating_annotator[ratings]):
-        mine = corpus.rating_annotator[ratings] == person
-        rows = np.flatnonzero(mine & np.isfinite(levels).all(axis=1))[:MOST_SONGS]
-        if len(rows):
-            people.append((levels[rows].T.ravel(), likeness.of(songs[rows])))
-
-    def surprise(places: np.ndarray) -> float:
-        total = 0.0
-        for drawn, alike in people:
-            shared, alone = together(spreads, np.tanh(places), alike)
-            full = shared + alone[:, None, :, None] * np.eye(len(alike))[None, :, None, :]
-            root = np.linalg.cholesky(full.reshape(len(drawn), -1))
-            total += np.square(np.linalg.solve(root, drawn)).sum() / 2 + np.log(np.diag(root)).sum()
-        return total
-
-    return np.tanh(minimize(surprise, np.full(3, 0.5), method="Nelder-Mead").x)
-
-
-def both_dimensions(asked: Asked, correlations: np.ndarray) -> np.ndarray:
-    """Curves moved by what both dimensions of each person's songs tell together; for songs of one window."""
-    trial, listeners = asked.trial, asked.loaded.listeners
-    assert listeners and listeners.arousal and listeners.valence
-    spreads, space = (listeners.arousal, listeners.valence), song_space(asked.loaded.variables)
-    assert space is not None
-    songs = trial.songs
-    places = space.place(song_embeddings(trial.corpus, songs))
-    alike = space.likeness(places, places)
-    predicted = np.clip(asked.curves.of(trial.support_songs), -1.0, 1.0)
-    drawn = labelled_mean((trial.support_truth - predicted).astype(np.float64), axis=2)
-    moved = asked.curves.of(trial.song).copy()
-    for task, support in enumerate(np.searchsorted(songs, trial.support_songs)):
-        query = np.searchsorted(songs, trial.song[task])
-        shared, alone = together(spreads, correlations, alike[np.ix_(support, support)])
-        full = shared + alone[:, None, :, None] * np.eye(len(support))[None, :, None, :]
-        known = np.isfinite(drawn[task]).T.ravel()
-        size = len(known)
-        solved = np.zeros(size)
-        solved[known] = np.linalg.solve(full.reshape(size, size)[np.ix_(known, known)], drawn[task].T.ravel()[known])  # fmt: skip
-        to_query, _ = together(spreads, correlations, alike[np.ix_(query, support)])
-        moved[task] += (to_query.reshape(2, len(query), size) @ solved).T[:, None]
-    return moved
+    if not together:
+        known = dataclasses.replace(known, together=Correlations())
+    if not taste:
+        arousal, valence = (
+            x and dataclasses.replace(x, taste=0.0, alike=0.0)
+            for x in (known.arousal, known.valence)
+        )
+        known = dataclasses.replace(known, arousal=arousal, valence=valence)
+    return dataclasses.replace(loaded, listeners=known)
 
 
 # ---- How people's curves move.
@@ -249,17 +177,15 @@ def judge(corpus: Corpus, loaded: LoadedModel) -> dict[tuple[str, int], Errors]:
     """`(row, songs) -> errors` of the people that this fold holds out."""
     fold = fold_of(loaded.info.config.training)
     test, validation = (ask(corpus, loaded, part, fold) for part in ("test", "validation"))
-    correlations = correlations_of(corpus, loaded, fold)
-    print(f"{fold}: correlations of level, taste, song {correlations.round(2)}")
     found = {}
     for shots in SHOTS:
         here, there = test.with_shots(shots), validation.with_shots(shots)
         found["not adapted", shots] = errors(here, here.curves.of(here.trial.song))
-        found["level", shots] = errors(here, dataclasses.replace(here, loaded=without_taste(loaded)).moved())  # fmt: skip
+        for row, (taste, together) in ROWS.items():
+            known = knowing_less(loaded, taste, together)
+            found[row, shots] = errors(here, dataclasses.replace(here, loaded=known).moved())
         for share in CEILING_SHARES:
             found[f"share {share}", shots] = errors(here, methods.with_offset(here.trial, here.curves, share))  # fmt: skip
-        found["level and taste (the default)", shots] = errors(here, here.moved())
-        found["and both dimensions together", shots] = errors(here, both_dimensions(here, correlations))  # fmt: skip
         ways: dict[str, Callable[[Asked, float], np.ndarray]] = {"movement": with_movement, "lag": with_lag}  # fmt: skip
         for name, way in ways.items():
             best = min(SHRINKING, key=lambda x, way=way: mean_error(there, way(there, x)))  # type: ignore[misc]

@@ -324,6 +324,7 @@ def test_a_run_of_one_may_begin_one_of_both_on_the_same_fold_alone(data, both, t
         train(other, both, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_commands_take_several(data, tmp_path, capsys):
     work = tmp_path / "run"
     named = [word for folder in data for word in ("--data", str(folder))]

@@ -211,6 +211,7 @@ gather = jax.jit(gather_windows)
 gather_tasks = jax.jit(jax.vmap(gather_windows, in_axes=(None, 0, 0, 0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["dmer", "pdmer"])
 def test_streamed_windows_equal_those_in_memory(uneven, task):
     memory, streamed = uneven
