@@ -12,7 +12,10 @@ Shrinkage of the last two is chosen for each number of songs on validation peopl
 
 Command: `python experiments/beyond_level.py --data DATA --runs OUT/runs/with-levels`, after `dsaml experiment shots --data DATA
   --folds 5 ... --out OUT` with one seed.
-Result: see `experiments/README.md`.
+Result (`experiments/results/beyond_level.md`, 48 people): the level is nearly all of it. Taste gains 0.001 to 0.004 RMSE in arousal, beyond 0 with two and
+  with ten songs, and nothing in valence; both dimensions together 0.0005, within chance; movement and lag nothing. All that a personal model has gains 85,
+  90, 91 and 93 % of what the best share of the mean difference would, if somebody knew it.
+Time: ten minutes on two cores that did other work beside it.
 """
 
 from __future__ import annotations
