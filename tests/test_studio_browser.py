@@ -228,7 +228,7 @@ def test_three_songs_and_what_is_known_of_somebody(browser, person, studio, tmp_
         other = person.state()["suggested"]
         page.goto(f"{person.page}/curves?song={other}")
         until(page, "document.getElementById('chart').dataset.lines?.includes('yours after')")
-        assert page.locator("#about", has_text="You hear this music").is_visible()
+        page.locator("#about", has_text="You hear this music").wait_for(timeout=20_000)
         low, high = page.evaluate("document.getElementById('chart').data.filter(({name, yaxis}) => name === 'you, probably' && yaxis === 'y').map(({y}) => y)")  # fmt: skip
         widths.append(np.median(np.subtract(high, low)))
         page.screenshot(path=tmp_path / f"curves{count}-{scheme}.png")
