@@ -484,7 +484,8 @@ def test_wrong_passwords_keep_nobody_waiting(person, studio):
         time.sleep(0.5)
         begun = time.monotonic()
         assert person.get("/state").status_code == 200
-        assert time.monotonic() - begun < 15.0  # on a busy machine too; not the minute that the guesses take
+        # Not the minute that the guesses take, on a busy machine too.
+        assert time.monotonic() - begun < 15.0
     assert sum(guess.result() for guess in guesses) < 20  # one a second; the others lost patience
 
 
