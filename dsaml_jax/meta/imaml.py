@@ -14,7 +14,7 @@ import optax
 from dsaml_jax.errors import UsageError
 from dsaml_jax.meta.base import Algorithm, LossFn, OuterLossFn, ParameterFilter, PyTree
 from dsaml_jax.meta.hoisting import hoist
-from dsaml_jax.meta.memory import MemoryMode, inner_gradient
+from dsaml_jax.meta.memory import MemoryMode, define_backward, inner_gradient
 from dsaml_jax.meta.parts import Adapting
 from dsaml_jax.meta.placing import place_by
 from dsaml_jax.meta.rules import StepRule, one_of_two
@@ -180,7 +180,7 @@ class _Minimum:
             by_known, _ = second([-x for x in solution])
             return by_known, [self.algorithm.proximal * x for x in solution]
 
-        minimum.defvjp(forward, backward)
+        define_backward(minimum, forward, backward)
         return self.parts.merge(minimum(self.known, self.parts.chosen))
 
     def second(self, known: Chosen, chosen: Chosen) -> tuple[Any, Any]:

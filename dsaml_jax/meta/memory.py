@@ -15,6 +15,7 @@ MixFlow-MG (arXiv 2505.00793). Both are exact.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -76,8 +77,20 @@ def inner_gradient(loss: StepLoss, memory: MemoryMode) -> InnerGradient:
         (by_known, by_extra), by_chosen = changes
         return by_known, by_chosen, by_extra
 
-    mixed.defvjp(forward, backward)
+    define_backward(mixed, forward, backward)
     return mixed
+
+
+def define_backward(
+    function: Any, forward: Callable[..., Any], backward: Callable[..., Any]
+) -> None:
+    """`function.defvjp(forward, backward)`, for rules that are right under `vmap` as they stand.
+
+    Where an output is the same for all tasks and its cotangent is not zero, JAX from 0.12.0.1 on wants to be told so.
+    """
+    told = "generic_batching" in inspect.signature(function.defvjp).parameters
+    options: dict[str, Any] = {"generic_batching": True} if told else {}
+    function.defvjp(forward, backward, **options)
 
 
 def scan_steps(
