@@ -34,21 +34,16 @@ from data_prep.curves import labelled_mean
 from data_prep.shards import Corpus, read_corpus
 from dsaml_jax.corpus import (
     Fold,
-    consensus_target,
     held_out,
-    input_statistics,
     song_embeddings,
 )
 from dsaml_jax.evaluation import fit_listeners
 from dsaml_jax.experiment import paired_difference
 from dsaml_jax.listener import likeness, most_telling
-from dsaml_jax.models import FARTHEST, squared_distances
 from dsaml_jax.reporting import environment
 from dsaml_jax.runs import Spread
-from dsaml_jax.training import fit_levels
+from experiments.adding_corpora import FOLDS, RESULTS, head_of
 
-RESULTS = Path(__file__).parent / "results"
-FOLDS = 5
 GAMMAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 SHARES = (0.0, 0.1, 0.2, 0.4, 0.6)
 """Of `within` that similar songs share."""
@@ -88,14 +83,9 @@ def unheard_levels(corpus: Corpus) -> np.ndarray:
     """`[songs, 2]` level of each song by regression on the other folds' songs."""
     found = np.full((len(corpus.song_ids), 2), np.nan)
     for number in range(FOLDS):
-        parts = held_out(corpus, Fold(FOLDS, 0, number))
-        train, test = parts["train"], parts["test"].songs
-        mean, spread = input_statistics(corpus, train.songs)["embedding"]
-        target = consensus_target(corpus, train)
-        head = fit_levels(corpus, train, target, (mean, spread), len(train.songs))
-        x = np.clip((song_embeddings(corpus, test) - mean) / spread, -FARTHEST, FARTHEST)
-        squares = squared_distances(x, head["centres"])
-        found[test] = head["bias"] + np.exp(-head["gamma"] * squares) @ head["weights"]
+        fold = Fold(FOLDS, 0, number)
+        test = held_out(corpus, fold)["test"].songs
+        found[test] = head_of((corpus, "proportional"), fold)(corpus, test)
     return found
 
 
