@@ -161,6 +161,9 @@ def equations(jaxpr, inside=()):
         yield equation, inside
         within = (*inside, equation.primitive.name)
         for value in itertools.chain(*map(_listed, equation.params.values())):
+            value = getattr(
+                value, "traced", value
+            )  # a custom rule, as JAX from 0.12.0.1 on keeps it
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner, within)

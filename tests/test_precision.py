@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dsaml_jax import DSAML, ModelConfig, UsageError, losses, meta
 from dsaml_jax.config import RunConfig, from_json, preset, to_json, with_settings
+from tests.problems import equations
 from tests.recipe import inputs
 
 FULL = ModelConfig(
@@ -118,15 +118,6 @@ def test_meta_gradient_has_the_same_direction(name, variables, data):
     assert cosine(full, half) > 0.99  # here 0.998
 
 
-def equations(jaxpr):
-    """All equations, those of inner jaxprs included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(tuple(equation.params.values())):
-            if isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr)):
-                yield from equations(getattr(value, "jaxpr", value))
-
-
 def dtypes(equation):
     return {str(x.aval.dtype) for x in (*equation.invars, *equation.outvars)}
 
@@ -140,7 +131,8 @@ def traced(config, variables, data, *, train):
         out = DSAML(config).apply(variables | {"params": params}, *data[:2])
         return jnp.sum(jnp.square(out.arousal - out.valence))
 
-    return list(equations(jax.make_jaxpr(jax.grad(value))(variables["params"]).jaxpr))
+    found = equations(jax.make_jaxpr(jax.grad(value))(variables["params"]).jaxpr)
+    return [equation for equation, _ in found]
 
 
 def test_float32_has_no_bfloat16(variables, data):
@@ -185,7 +177,7 @@ def test_the_last_layer_and_the_losses_are_exact(config, variables, data):
     assert of_output and set(of_output) == {HIGHEST}
     attention = jnp.full((2, 2, 1, 2, 12, 12), 0.5)
     loss = jax.make_jaxpr(lambda x: losses.diagonal_attention_loss(x, config))(attention)
-    exact = [e.params["precision"] for e in equations(loss.jaxpr) if e.primitive.name == "dot_general"]  # fmt: skip
+    exact = [e.params["precision"] for e, _ in equations(loss.jaxpr) if e.primitive.name == "dot_general"]  # fmt: skip
     assert exact == [HIGHEST]
 
 
@@ -207,7 +199,9 @@ def test_precision_of_the_level_head(data):
     config = dataclasses.replace(FULL, standardize=True, level_centres=8)
     variables = jax.eval_shape(DSAML(config).init, jax.random.key(0), *data[:2])
     jaxpr = jax.make_jaxpr(DSAML(config).apply)(variables, *data[:2]).jaxpr
-    found = [e.params["precision"] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+    found = [
+        e.params["precision"] for e, _ in equations(jaxpr) if e.primitive.name == "dot_general"
+    ]
     assert found.count(HIGHEST) == 5  # distances, their weights, twice; and how curves move
 
 

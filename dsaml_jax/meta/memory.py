@@ -131,6 +131,11 @@ def scan_steps(
     return carry, outputs
 
 
+_REVERSE_ONLY = frozenset({"custom_lin", "call_hi_primitive_linearized"})
+"""What JAX writes down for the change of a `custom_vjp`: it can be differentiated in reverse, and not be computed. The
+second name is that of rules with `generic_batching` (JAX from 0.12.0.1 on)."""
+
+
 def _change(fn: Callable[[PyTree], PyTree], point: PyTree, direction: PyTree) -> PyTree | None:
     """Forward derivative of `fn`; None where a part of it has none.
 
@@ -146,19 +151,19 @@ def _change(fn: Callable[[PyTree], PyTree], point: PyTree, direction: PyTree) ->
         if "forward-mode" in str(error):
             return None
         raise
-    if _holds(closed.jaxpr, "custom_lin"):
+    if _holds(closed.jaxpr, _REVERSE_ONLY):
         return None
     leaves = jex.jaxpr_as_fun(closed)(*jax.tree.leaves((point, direction)))
     return jax.tree.unflatten(jax.tree.structure(shape), leaves)
 
 
-def _holds(jaxpr: jex.Jaxpr, name: str) -> bool:
-    """Whether an operation is in a jaxpr, or in one within it."""
+def _holds(jaxpr: jex.Jaxpr, names: frozenset[str]) -> bool:
+    """Whether an operation of these names is in a jaxpr, or in one within it."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
+        if equation.primitive.name in names:
             return True
         for value in jax.tree.leaves(tuple(equation.params.values())):
             inner = getattr(value, "jaxpr", value)
-            if isinstance(inner, jex.Jaxpr) and _holds(inner, name):
+            if isinstance(inner, jex.Jaxpr) and _holds(inner, names):
                 return True
     return False
