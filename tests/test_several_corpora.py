@@ -401,3 +401,19 @@ def test_a_run_of_both_does_not_go_on_with_another_state_of_one(both, dmer_of_bo
     config = read_run_info(work).config
     with pytest.raises(UsageError, match="belongs to a run with other settings .data: elsewhere/"):
         train(config, changed, work)
+
+
+# ---- Commands that do not take them as one.
+
+
+def test_cards_of_all_are_shown(data, capsys):
+    assert main(["describe", *(f"--data={folder}" for folder in data)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("synthetic") < said.index("elsewhere")
+
+
+def test_an_experiment_takes_one(data, tmp_path, capsys):
+    """Where it took the last without a word."""
+    with pytest.raises(SystemExit):
+        main(["experiment", "dmer", *(f"--data={folder}" for folder in data), "--out", str(tmp_path)])  # fmt: skip
+    assert "--data is given twice, and this command takes one corpus" in capsys.readouterr().err

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_prep.audio import MAX_GB, MAX_HOURS, RATES
 from data_prep.convention import Convention
@@ -80,16 +81,34 @@ def add_imagebind_weights(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(command: argparse.ArgumentParser) -> None:
-    """`--data`, of commands that take several corpora."""
+def add_data(command: argparse.ArgumentParser, *, together: bool = True) -> None:
+    """`--data`, of commands that take several corpora; `together`: as one, so that features have to be alike."""
     command.add_argument(
         "--data",
         type=Path,
         required=True,
         action="append",
         metavar="FOLDER",
-        help="folder of prepared data; given again, of another corpus with the same features",
+        help="folder of prepared data; given again, of another corpus"
+        + (" with the same features" if together else ""),
     )
+
+
+class OneCorpus(argparse.Action):
+    """`--data` of commands that take one corpus: given twice it is refused, where argparse would take the last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Keeps the value, if it is the first."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice, and this command takes one corpus; "
+                         "'dsaml train' and 'dsaml evaluate' take several")  # fmt: skip
+        setattr(namespace, self.dest, values)
 
 
 def add_stream_above(command: argparse.ArgumentParser) -> None:

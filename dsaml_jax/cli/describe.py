@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from dsaml_jax.cli.arguments import Register
+from dsaml_jax.cli.arguments import Register, add_data
 
 
 def add(register: Register) -> None:
     """Registers `dsaml describe` and its arguments."""
-    describe = register("describe", run, "Show the data card of a prepared corpus")
-    describe.add_argument("--data", type=Path, required=True, help="folder of prepared data")
+    describe = register("describe", run, "Show the data cards of prepared corpora")
+    add_data(describe, together=False)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,6 +19,6 @@ def run(options: argparse.Namespace) -> None:
     from data_prep.shards import find_dataset
     from dsaml_jax.progress import show
 
-    folder = find_dataset(options.data)
-    show(read_card(folder))
-    show(f"The same with its figures: {folder / CARD_FOLDER}")
+    for folder in [find_dataset(data) for data in options.data]:
+        show(read_card(folder))
+        show(f"The same with its figures: {folder / CARD_FOLDER}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dsaml_jax.experiment import Experiment, Scale
     from dsaml_jax.progress import Console
 
-from dsaml_jax.cli.arguments import Register, positive
+from dsaml_jax.cli.arguments import OneCorpus, Register, positive
 from experiments import NAMES as EXPERIMENTS
 
 
@@ -26,7 +26,7 @@ def add(register: Register) -> None:
                      "Start it again to go on; models and scores that are there are used again, also by other\n"
                      "experiments with the same --out.", goes_on=True)  # fmt: skip
     experiment.add_argument("name", choices=tuple(EXPERIMENTS), help="see experiments/README.md")
-    experiment.add_argument("--data", type=Path, help="folder of prepared data, of any corpus (default: a synthetic one is made in OUT/data)")  # fmt: skip
+    experiment.add_argument("--data", type=Path, action=OneCorpus, help="folder of prepared data, of any corpus (default: a synthetic one is made in OUT/data)")  # fmt: skip
     experiment.add_argument("--dataset", help="name that the corpus must have; synthetic: may be made here")  # fmt: skip
     experiment.add_argument("--folds", type=int, metavar="K",
                             help="run K folds over people and songs and judge them together; 0: the corpus's own split\n"
