@@ -6,8 +6,7 @@ notebook (`# %%` begins a cell), and needs `pip install ./dsaml_jax/meta matplot
 Claim: a network that was meta-trained with one inner step fits an unseen sine after one step, and better after ten, though it
 never saw more than one. A network that was trained on all sines at once, with the best rate it can have, does not.
 Command: `python experiments/meta_tour.py` (`--quick`: some seconds, and numbers that show nothing).
-Sizes: as in the paper, but 10,000 meta-steps instead of 70,000. Time: five to seven minutes on two CPU
-cores that had four times as much to do.
+Sizes: as in the paper, but 10,000 meta-steps instead of 70,000. Time: 1:50 minutes on two CPU cores.
 Result: `results/meta_tour.md` and `results/meta_tour.svg`.
 """
 

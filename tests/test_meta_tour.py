@@ -59,6 +59,7 @@ def test_losses_of_the_benchmark_are_those_of_their_problem(libraries, name):
     """At the first parameters: finite, of a size with what a constant would give."""
     problem = libraries.cast(SMALL[name](libraries), np.float32)
     one = jax.tree.map(lambda x: x[0], problem.query)
-    loss = float(libraries.LOSSES[name](problem.params, one))
+    losses = [float(loss(problem.params, one)) for loss in libraries.LOSSES[name].values()]
     constant = np.mean(np.square(one[1])) if name == "sinusoid" else np.log(2)
-    assert 0.1 * constant < loss < 10 * constant
+    assert 0.1 * constant < losses[0] < 10 * constant
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)  # products in another order
