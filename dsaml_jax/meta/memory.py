@@ -29,8 +29,8 @@ from dsaml_jax.meta.parts import combine, partition
 PyTree = Any
 MemoryMode = Literal["mixed", "remat", "mixed-sqrt", "remat-sqrt", "plain"]
 MEMORY_MODES: tuple[MemoryMode, ...] = get_args(MemoryMode)
-"""The fastest first, as measured (`experiments/results/meta_memory.md`); last the one that needs far more memory and was not
-measured to be faster."""
+"""The fastest first, as measured (`experiments/results/meta_memory.md`); last `plain`, which needs far more memory and is
+not faster than `mixed`."""
 
 StepLoss = Callable[..., tuple[jax.Array, PyTree]]
 """`(known, chosen, extra) -> (scalar, state)`: the loss of a step and what it leaves behind."""
