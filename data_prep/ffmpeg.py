@@ -129,9 +129,9 @@ def _container(file: io.FileIO) -> Iterator[tuple[InputContainer, AudioStream]]:
         "codec_whitelist": ",".join(CODECS),
         "protocol_whitelist": "none",
     }
-    with av.open(
-        _Nameless(file), options=allowed, io_open=_open_nothing, metadata_errors="replace"
-    ) as container:
+    told = int(av.__version__.split(".")[0]) < 19  # later ones take a title in any alphabet anyway
+    titles: dict[str, Any] = {"metadata_errors": "replace"} if told else {}
+    with av.open(_Nameless(file), options=allowed, io_open=_open_nothing, **titles) as container:
         assert isinstance(container, InputContainer)
         stream = container.streams.best("audio")
         if not isinstance(stream, AudioStream):
@@ -165,9 +165,9 @@ class _FFmpeg:
                     if is_sound:
                         heard = max(heard, end - self._origin)
             claimed = _claimed_seconds(container, stream)
+            there = heard if stream.duration else reached
         if first is None:
             raise Damaged("no sound in it")
-        there = heard if stream.duration else reached
         if claimed - there > CUT_SECONDS:
             raise Damaged(f"cut off; it claims {claimed:.1f} s and has {there:.1f} s")
         # Not the header's: of some AAC the rate and the channels are known when it is decoded.

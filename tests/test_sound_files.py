@@ -294,6 +294,19 @@ def test_huge_claims(tmp_path, kind, name, place, value):
         assert "counts more samples than it can hold" in refused(path)
 
 
+def test_a_title_in_no_known_alphabet(tmp_path):
+    """Old programs write titles as they like; nobody reads them here."""
+    path = tmp_path / "x.m4a"
+    with av.open(path, "w") as out:
+        out.metadata["title"] = "a title"
+        add_sound(out, "aac", music(2.0))()
+    data = path.read_bytes()
+    assert data.count(b"a title") == 1
+    path.write_bytes(data.replace(b"a title", b"\xff\xfe\xe9itle"))
+    waveform, _ = load_audio(path)
+    assert len(waveform) > RATE
+
+
 def test_a_codec_that_is_not_decoded(tmp_path):
     """Only those that are listed are given to FFmpeg's decoders."""
     encode(tmp_path / "x.mka", "adpcm_ms", music(2.0))
