@@ -242,7 +242,8 @@ def adapted(
     config = dataclasses.replace(config, strength=1.0)
     if isinstance(learned, LearnedRates):
         variables = {**variables, "rates": learned.rates}
-        config = dataclasses.replace(config, learning_rate=1.0)  # that of the rates counts
+        if config.algorithm in ("meta-sgd", "maml++"):  # not where matrices are learned
+            config = dataclasses.replace(config, learning_rate=1.0)  # that of the rates counts
     songs = trial.asked
     place = np.searchsorted(songs, tasks.query_song)  # 0 where padded
     fixed = (model, config, variables, trial.device, trial.shape)
