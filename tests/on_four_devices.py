@@ -85,6 +85,21 @@ def everything():
     return (jax.jit(dealt)(PARAMS, SUPPORT, QUERY, weights), expected), (jax.jit(with_everything)(PARAMS, *placed), expected)  # fmt: skip
 
 
+def padded(algorithm):
+    """In `jax.shard_map`: devices with two tasks that count, with one, and with none, whose data is not a number."""
+    weights = jnp.asarray([1.0, 3.0, 1.0, 0.5, 2.0, 0.0, 0.0, 0.0])
+    unread = jax.tree.map(lambda x: x.at[5:].set(jnp.nan), (SUPPORT, QUERY))
+
+    def local(support, query, weights):
+        found = meta_gradient(algorithm, PARAMS, support, query, weights=weights)
+        total = jax.lax.psum(weights.sum(), "tasks")
+        return jax.tree.map(lambda x: jax.lax.psum(x * weights.sum(), "tasks") / total, found)
+
+    dealt = jax.shard_map(local, mesh=AUTO, in_specs=(DEALT, DEALT, DEALT), out_specs=ALL)
+    expected = jax.jit(partial(meta_gradient, algorithm, PARAMS))(SUPPORT, QUERY, weights=weights)
+    return jax.jit(dealt)(*unread, weights), expected
+
+
 def joint(algorithm):
     """One task whose support is dealt over the devices: the loss sums over them, so inner steps are shared."""
     support, query = jax.tree.map(lambda x: x[:1], (SUPPORT, QUERY))
@@ -122,6 +137,7 @@ def compare(names):
             by_map, explicit = everything()
             found["maml everything, shard_map"] = errors(*by_map)
             found["maml everything, explicit"] = errors(*explicit)
+            found["maml padded, shard_map"] = errors(*padded(algorithm))
         found[f"{case} explicit, placed"] = errors(
             on_explicit_mesh(algorithm, learned, meta_gradient, placed=True), expected
         )

@@ -135,10 +135,15 @@ def saddle(params, batch):
 
 
 @pytest.mark.parametrize("proximal", [2.0, 20.0])
-def test_negative_curvature_is_reported(proximal):
-    """Where the pull is weaker than the loss bends down; a stronger one cures it. The gradient stays finite."""
+@pytest.mark.parametrize(("solver", "damping"), [("cg", 0.0), ("cg", 20.0), ("neumann", 20.0)])
+def test_negative_curvature_is_reported(proximal, solver, damping):
+    """Where the pull is weaker than the loss bends down; a stronger one cures it, and damping does not hide it.
+
+    The gradient stays finite.
+    """
     with jax.enable_x64(True):
-        algorithm = made(proximal=proximal, report=True, steps=10, learning_rate=0.02)
+        options = {"steps": 10, "learning_rate": 0.02, "solver": solver, "damping": damping}
+        algorithm = made(proximal=proximal, report=True, **options)
         (_, (_, report)), gradient = run(algorithm, loss=saddle)
         assert np.any(report.curvature < 0) == (proximal == 2.0)
         assert np.all(np.isfinite(gradient))
@@ -179,3 +184,6 @@ def test_bad_options():
     ):
         with pytest.raises(UsageError, match=f"{option} is 0 or more.*, not {value}"):
             made(**{option: value})
+    for steps in (-1, 2.5):
+        with pytest.raises(ValueError, match="steps"), jax.enable_x64(True):
+            run(made(steps=steps))

@@ -254,6 +254,26 @@ def test_a_masked_task_is_not_read(together, first):
     assert relative_error(actual, expected) < 1e-5
 
 
+@pytest.mark.parametrize("together", [None, 2])
+@pytest.mark.parametrize("data", [0.0, np.nan])
+def test_no_task_counts(together, data):
+    """As on a device that has nothing but padding: value and gradient are 0, not 0 / 0."""
+    unread = jax.tree.map(lambda x: jnp.full_like(x, data), (SUPPORT, QUERY))
+    found = meta.meta_gradient(
+        mlp_loss, PARAMS, *unread, algorithm=MAML, weights=jnp.zeros(4), tasks_at_once=together
+    )
+    assert all(not x.any() for x in jax.tree.leaves(found))
+
+
+def test_weights_that_are_none():
+    """Below 0 is masked; another number of weights than tasks is refused."""
+    run = partial(meta.meta_gradient, mlp_loss, PARAMS, SUPPORT, QUERY, algorithm=MAML)
+    below, masked = (run(weights=jnp.asarray([1.0, 2.0, x, 1.0])) for x in (-3.0, 0.0))
+    assert relative_error(below, masked) < 1e-6
+    with pytest.raises(ValueError, match=r"shape \(3,\), and there are 4 tasks"):
+        run(weights=jnp.ones(3))
+
+
 def test_weights_can_be_learned():
     """The derivative by a weight: how much worse than the mean its task is."""
 

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from dsaml_jax.meta.base import Algorithm, LossFn, ParameterFilter, PyTree
 from dsaml_jax.meta.parts import combine, partition, wide
 from dsaml_jax.meta.placing import place_by, zeros
-from dsaml_jax.meta.tasks import check_groups, folded, number_of_tasks, unfolded, with_stand_ins
+from dsaml_jax.meta.tasks import (
+    check_groups,
+    counts_of,
+    folded,
+    number_of_tasks,
+    unfolded,
+    with_stand_ins,
+)
 
 
 def meta_loss(
@@ -48,8 +55,8 @@ def meta_loss(
       step: of the meta-training, scalar int, for algorithms that anneal.
       state: of the loss, the same for all tasks before their first step. Both losses take it after the batch and return
         what becomes of it: `(loss, state)`, or with `has_aux` the outer one `(loss, (aux, state))`.
-      weights: `[tasks]`, what each task counts, or a mask; the mean is divided by their sum. A task of weight 0 is masked: its
-        data is not read, whatever is in it. None: all count the same.
+      weights: `[tasks]`, what each task counts, or a mask; the mean is divided by their sum, and is 0 where that is 0. A task
+        of weight 0 (or below) is masked: its data is not read, whatever is in it. None: all count the same.
       tasks_at_once: so many tasks are computed side by side, and these groups one after the other, which divides the
         memory (the groups' losses are computed again in the backward pass); None: all side by side. It divides the number of
         tasks.
@@ -59,8 +66,8 @@ def meta_loss(
       `aux` is None without `has_aux`, and the states keep the task axis.
 
     Raises:
-      ValueError: a batch without arrays or with a leaf that has no task axis, other tasks in support and query,
-        or `tasks_at_once` that does not divide the tasks, or is no multiple of the devices of an explicit mesh.
+      ValueError: a batch without arrays or with a leaf that has no task axis, other tasks in support and query, another
+        number of weights, or `tasks_at_once` that does not divide the tasks, or is no multiple of the devices of an explicit mesh.
     """
     problem = _Problem(
         loss_fn, support, query, algorithm, query_loss_fn, has_aux, key, step, state, weights, tasks_at_once
@@ -93,7 +100,8 @@ def meta_gradient(
     """:func:`meta_loss` and its gradient by what is learned.
 
     The gradient is summed over tasks in float32 also where parameters are bfloat16. Inside `jax.shard_map` value and gradient
-    are those of this device's tasks: take `jax.lax.pmean` of both.
+    are those of this device's tasks: take `jax.lax.pmean` of both, and with `weights`, whose sums differ,
+    `psum(x * weights.sum()) / psum(weights.sum())`.
 
     Args:
       loss_fn: this and all that is not explained here is as for :func:`meta_loss`.
@@ -139,7 +147,7 @@ def meta_gradient(
     gradient_of = jax.value_and_grad(loss, has_aux=True)
     if problem.groups == 1:
         (value, aux), gradient = gradient_of(learned, problem.everything)
-        return problem.result(value, aux), gradient
+        return problem.result(value, aux), problem.of_tasks_that_count(gradient)
 
     def add(total: PyTree, group: PyTree) -> tuple[PyTree, Any]:
         (value, aux), gradient = gradient_of(learned, group)
@@ -149,7 +157,7 @@ def meta_gradient(
     shape = jax.eval_shape(gradient_of, learned, jax.tree.map(lambda x: x[0], groups))
     total, aux = jax.lax.scan(add, zeros((shape[0][0], shape[1])), groups)
     value, gradient = jax.tree.map(lambda x: x / problem.groups, total)
-    return problem.result(value, unfolded(aux)), gradient
+    return problem.result(value, unfolded(aux)), problem.of_tasks_that_count(gradient)
 
 
 class _Problem:
@@ -167,12 +175,8 @@ class _Problem:
         self.groups = tasks // self._together
         keys = None if key is None else jax.random.split(key, (tasks, 2))
         if weights is not None:
-            weights = jnp.asarray(weights)
-            chex.assert_shape(weights, (tasks,))
-            if not jnp.issubdtype(weights.dtype, jnp.floating):  # a mask
-                weights = weights.astype(jnp.float32)
+            weights = counts_of(weights, tasks)
             support, query = with_stand_ins((support, query), weights > 0.0)
-            weights = weights * (tasks / jnp.sum(weights))
         self.everything = (support, query, keys, weights)
 
     def group_loss(
@@ -196,6 +200,14 @@ class _Problem:
     def result(self, value: jax.Array, aux: Any) -> Any:
         """What the user asked for."""
         return (value, aux) if self._has_aux or self._state is not None else value
+
+    def of_tasks_that_count(self, gradient: PyTree) -> PyTree:
+        """The gradient, or zeros where no task counts: that of what stands in for them may be NaN."""
+        weights = self.everything[3]
+        if weights is None:
+            return gradient
+        counted = jnp.any(weights > 0.0)
+        return jax.tree.map(lambda x: jnp.where(counted, x, jnp.zeros_like(x)), gradient)
 
     def _task_loss(self, params: PyTree, support: PyTree, query: PyTree, keys: Any) -> Any:
         pair = (None, None) if keys is None else (keys[0], keys[1])

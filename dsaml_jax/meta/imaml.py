@@ -17,7 +17,7 @@ from dsaml_jax.meta.hoisting import hoist
 from dsaml_jax.meta.memory import MemoryMode, define_backward, inner_gradient
 from dsaml_jax.meta.parts import Adapting
 from dsaml_jax.meta.placing import place_by
-from dsaml_jax.meta.rules import StepRule, one_of_two
+from dsaml_jax.meta.rules import StepRule, one_of_two, whole_number
 from dsaml_jax.meta.solvers import Solution, conjugate_gradients, neumann
 
 Chosen = list[jax.Array]
@@ -29,7 +29,7 @@ class ImplicitReport(NamedTuple):
     Attributes:
       slope: `|gradient| / |gradient before the first step|` of what the inner steps descend: 0 at the minimum.
       residual: of the linear system, relative; see :class:`~dsaml_jax.meta.solvers.Solution`.
-      curvature: the smallest that the solver met; not positive: the point that was reached is no minimum.
+      curvature: the smallest of `H + proximal` that the solver met; not positive: the point that was reached is no minimum.
     """
 
     slope: jax.Array
@@ -138,14 +138,19 @@ class IMAML(Algorithm):
         return loss, (aux, minimum.report(lambda params: outer(params, query, keys[1])[0]))
 
     def solve(self, apply: Any, b: Chosen) -> Solution:
-        """`(H + proximal + damping)^-1 b`."""
+        """`(H + proximal + damping)^-1 b`, and the curvature of `H + proximal`."""
         if self.solver == "neumann":
             assert self.learning_rate is not None
-            return neumann(apply, b, steps=self.cg_steps, rate=self.learning_rate)
+            found = neumann(apply, b, steps=self.cg_steps, rate=self.learning_rate)
+            return self._undamped(found)
         found = conjugate_gradients(apply, b, steps=self.cg_steps, tolerance=self.tolerance)
         none = optax.tree.vdot(found.x, found.x) == 0.0  # the very first direction curves down
         x = [jnp.where(none, y / (self.proximal + self.damping), x) for x, y in zip(found.x, b, strict=True)]  # fmt: skip
-        return found._replace(x=x)
+        return self._undamped(found._replace(x=x))
+
+    def _undamped(self, found: Solution) -> Solution:
+        """With the curvature of `H + proximal`: damping makes no saddle a minimum."""
+        return found._replace(curvature=found.curvature - self.damping)
 
 
 class _Minimum:
@@ -205,7 +210,8 @@ class _Minimum:
             slope = self.slope(known, start, chosen)
             return rule(slope, moments, chosen, chosen, rates), None
 
-        (chosen, _), _ = jax.lax.scan(step, (start, rule.init(start)), None, length=algorithm.steps)
+        steps = whole_number("steps", algorithm.steps)
+        (chosen, _), _ = jax.lax.scan(step, (start, rule.init(start)), None, length=steps)
         return chosen
 
     def report(self, judge: Any) -> ImplicitReport:

@@ -17,7 +17,7 @@ class MetaSGD(GradientDescent):
     """Every number that adapts has a learned rate of its own, which may become negative.
 
     What is learned is :class:`~dsaml_jax.meta.base.LearnedRates`; rates have the shapes of their parameters. With
-    `order=1` rates still get their gradient, through the last step's gradients taken as constants.
+    `order=1` rates still get their gradient, through the gradients of all steps, taken as constants.
     """
 
     optimizer: None = dataclasses.field(default=None, init=False)

@@ -40,8 +40,8 @@ class Plan:
 
     Attributes:
       costs: of every way that was compiled, in the order of :func:`plan`.
-      chosen: the first that fits the budget; without a budget the algorithm's own mode with the most tasks side by side;
-        None if none fits.
+      chosen: the first that fits the budget; without a budget the algorithm's own mode (where it is not among `modes`, the
+        first of them) with the first of `tasks_at_once`; None if none fits.
       algorithm: the given one with the chosen mode; None if none fits.
     """
 

@@ -70,8 +70,28 @@ def unfolded(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree)
 
 
+def counts_of(weights: Any, tasks: int) -> jax.Array:
+    """`[tasks]` floats whose mean is 1; all 0 where no task counts.
+
+    Args:
+      weights: `[tasks]`, or a mask; below 0 counts as 0.
+      tasks: how many there are.
+
+    Raises:
+      ValueError: there are not as many weights.
+    """
+    weights = jnp.asarray(weights)
+    if weights.shape != (tasks,):
+        raise ValueError(f"weights have the shape {weights.shape}, and there are {tasks} tasks")
+    if not jnp.issubdtype(weights.dtype, jnp.floating):  # a mask
+        weights = weights.astype(jnp.float32)
+    weights = jnp.maximum(weights, 0.0)
+    total = jnp.sum(weights)
+    return weights * (tasks / jnp.where(total > 0.0, total, 1.0))
+
+
 def with_stand_ins(batches: PyTree, counted: jax.Array) -> PyTree:
-    """Batches in which the first task that counts stands in for those that do not.
+    """Batches in which the first task that counts stands in for those that do not; zeros, where none does.
 
     A loss of what is padded may be NaN, and 0 times the gradient of that is NaN.
 
@@ -79,7 +99,7 @@ def with_stand_ins(batches: PyTree, counted: jax.Array) -> PyTree:
       batches: leading axis `tasks`.
       counted: `[tasks]` bool.
     """
-    first = jnp.arange(counted.shape[0]) == jnp.argmax(counted)
+    first = counted & (jnp.arange(counted.shape[0]) == jnp.argmax(counted))
 
     def fill(x: jax.Array) -> jax.Array:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -87,7 +87,7 @@ def unroll(
         differentiated.
 
     Returns:
-      the state after the steps, and what `visit` returned with a leading axis `steps` (None without it).
+      the state after the steps, and what `visit` returned with a leading axis `steps` (None without it, or without steps).
 
     Raises:
       ValueError: see :func:`~dsaml_jax.meta.adapt.adapt`; a batch or state without the axis of steps that it should have.
