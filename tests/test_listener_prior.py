@@ -270,6 +270,11 @@ def test_bands_narrow_with_songs():
     rest = (SPREAD.within + SPREAD.moving) / (SPREAD.between + SPREAD.within + SPREAD.moving)
     assert widths[-1] == pytest.approx(0.9 * math.sqrt(rest), rel=1e-3)
     curve = np.array([[0.9, -0.9], [np.nan, 0.0]])
+    whole = SPREAD.between + SPREAD.within + SPREAD.moving
+    for strength, unknown in ((0.0, SPREAD.between), (1.0, SPREAD.within / 2)):
+        low, high = dataclasses.replace(LISTENERS, strength=strength).band(np.zeros((1, 2)), (2, 2))
+        left = unknown + SPREAD.within + SPREAD.moving
+        assert high[0, 0] - low[0, 0] == pytest.approx(0.9 * math.sqrt(left / whole), rel=1e-6)
     low, high = LISTENERS.band(curve)
     np.testing.assert_allclose(low[0], [0.4, -1.0], atol=1e-6)
     np.testing.assert_allclose(high[0], [1.0, -0.5], atol=1e-6)

@@ -100,7 +100,10 @@ class Listeners:
           curve: NaN where nothing is predicted.
           songs: of how many of the person's songs each dimension is known.
         """
-        offsets = [x.band(count) if x else (math.nan, math.nan) for x, count in self._with(songs)]
+        spreads = self._with(songs)
+        offsets = [
+            x.band(count, self.strength) if x else (math.nan, math.nan) for x, count in spreads
+        ]
         low, high = np.array(offsets, np.float32).T
         return np.clip(curve + low, -1.0, 1.0), np.clip(curve + high, -1.0, 1.0)
 

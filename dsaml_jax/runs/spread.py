@@ -88,11 +88,11 @@ class Spread:
         """Root mean squared error to be expected on a further song; see :meth:`unknown`."""
         return math.sqrt(self.unknown(songs, share) + self.within + self.moving)
 
-    def band(self, songs: int) -> tuple[float, float]:
-        """Bounds of the band around the curve of a person of whom so many songs are known."""
+    def band(self, songs: int, share: float | None = None) -> tuple[float, float]:
+        """Bounds of the band around the curve of a person of whom so many songs are known; see :meth:`unknown`."""
         rest = self.within + self.moving
         all_of_it = self.between + rest
-        left = (1.0 - self.share(songs)) * self.between + rest
+        left = self.unknown(songs, share) + rest
         narrower = math.sqrt(left / all_of_it) if all_of_it > 0.0 else 1.0
         return narrower * self.low, narrower * self.high
 
