@@ -131,18 +131,29 @@ def read_ratings(path: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     for row in range(table.num_rows):
         song, who, *values = (table.column(name)[row] for name in columns)
         try:
-            ids = (
-                safe_id(what, str(x.as_py())) for what, x in (("song_id", song), ("the rater", who))
-            )
+            first, second = _id("song_id", song), _id("the rater", who)
             curves = [_curve(name, x) for name, x in zip(DIMENSIONS, values, strict=True)]
             trace = np.full((max(map(len, curves)), 3), np.nan)
             trace[:, 0] = np.round(np.arange(len(trace)) / RATE, TIME_DIGITS)
             for column, curve in enumerate(curves, start=1):
                 trace[: len(curve), column] = curve
-            first, second = ids
         except ValueError as error:
             raise DataError(f"{path}, row {row + 1}: {error}") from None
         yield first, second, trace
+
+
+def _id(what: str, cell: Any) -> str:
+    """Of a song or rater. Numbers are whole: a table with a gap keeps them as 7.0.
+
+    Raises:
+      ValueError: it is missing, or none.
+    """
+    value = cell.as_py()
+    if value is None or value != value:
+        raise ValueError(f"{what} is missing")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return safe_id(what, str(value))
 
 
 def _columns(path: Path, names: list[str]) -> list[str]:

@@ -71,6 +71,9 @@ def test_the_filtered_table_comes_first_and_ids_may_be_numbers(tmp_path):
     make_merp(tmp_path, [(2, 5, [0.1] * 9, [0.1] * 9)])
     assert [song.song_id for song in read_merp(tmp_path).songs] == ["2"]
     assert [song.song_id for song in read_merp(tmp_path / "audio" / "..").songs] == ["2"]
+    make_merp(tmp_path, [(2.0, 5.0, [0.1] * 9, [0.1] * 9), (2.0, 6.5, [0.1] * 9, [0.1] * 9)])
+    (song,) = read_merp(tmp_path).songs
+    assert (song.song_id, song.raters) == ("2", ("5", "6.5"))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,9 @@ def test_the_filtered_table_comes_first_and_ids_may_be_numbers(tmp_path):
         (("s", "a", 0.5, [0.1]), "row 1: arousal is no list of numbers"),
         (("../s", "a", [0.1], [0.1]), "row 1: song_id '../s' is not a plain name"),
         (("s", "", [0.1], [0.1]), "row 1: the rater '' is not a plain name"),
+        (("s", None, [0.1], [0.1]), "row 1: the rater is missing"),
+        ((None, "a", [0.1], [0.1]), "row 1: song_id is missing"),
+        ((NAN, 3, [0.1], [0.1]), "row 1: song_id is missing"),
         (("s", "a", [], []), "no song has a rating"),
     ],
 )  # fmt: skip
