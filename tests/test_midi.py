@@ -235,6 +235,7 @@ def test_the_command_renders_prepares_and_says_what_it_found(tmp_path, capsys):
         ["prepare", "deam", "--root", str(root), "--out", str(out), "--soundfont", "x.sf2"],
         ["prepare", "vgmidi", "--root", str(root), "--out", str(out), "--audio-start", "3"],
         ["prepare", "vgmidi", "--root", str(root), "--out", str(out), "--max-gap", "3"],
+        ["prepare", "vgmidi", "--root", str(root), "--out", str(out), "--name", "mine"],
     ):
         assert main(wrong) != 0
         error = capsys.readouterr().err.strip()

@@ -28,6 +28,7 @@ from dsaml_jax.corpus import (
     song_embeddings,
 )
 from dsaml_jax.evaluation import judged_corpora
+from dsaml_jax.pretrained import MODEL
 from dsaml_jax.runs import load_model, read_listeners, read_metrics, read_run_info
 from dsaml_jax.training import judging_lines, train
 from dsaml_jax.training.validating import together
@@ -410,6 +411,12 @@ def test_cards_of_all_are_shown(data, capsys):
     assert main(["describe", *(f"--data={folder}" for folder in data)]) == 0
     said = capsys.readouterr().out
     assert said.index("synthetic") < said.index("elsewhere")
+
+
+def test_evaluating_a_file(data, capsys):
+    """It can be loaded, and no results can be written into it: said before the work."""
+    assert main(["evaluate", f"--data={data[0]}", f"--workdir={MODEL}"]) == 2
+    assert "--workdir is the folder of a run" in capsys.readouterr().err
 
 
 def test_an_experiment_takes_one(data, tmp_path, capsys):

@@ -38,7 +38,7 @@ def add_strength(command: argparse.ArgumentParser) -> None:
     """`--strength`, of commands that adapt."""
     command.add_argument("--strength", type=float, metavar="SHARE",
                          help="how far to adapt, from 0 to 1; all the way gains more in the mean, for fewer listeners\n"
-                              "(default: the checkpoint's, 0.4 with our presets)")  # fmt: skip
+                              "(default: by prior what the songs bear out, by steps what the run was trained with)")  # fmt: skip
 
 
 def add_convention(command: argparse.ArgumentParser, corpus: str = "") -> None:

@@ -41,6 +41,10 @@ def run(options: argparse.Namespace) -> None:
     from dsaml_jax.runs import load_model
 
     console = Console(options.quiet)
+    if options.workdir.is_file():
+        raise UsageError(
+            f"{options.workdir}: --workdir is the folder of a run; results are written into it"
+        )
     dmer = load_model(options.dmer) if options.dmer else None
     run = load_model(options.workdir)
     corpus = read_corpora(*options.data, stream_above_gb=options.stream_above)

@@ -45,7 +45,8 @@ def add(register: Register) -> None:
     prepare.add_argument("--soundfont", type=Path, metavar="FILE",
                          help="vgmidi: what plays the MIDI files, kept in OUT/vgmidi/rendered (extra [midi], which brings a\n"
                               "small one)")  # fmt: skip
-    prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there")  # fmt: skip
+    prepare.add_argument("--check", action="store_true", help="read every file, list what is missing or damaged, and stop there\n"
+                              "(vgmidi needs --out for it, where its pieces are rendered)")  # fmt: skip
     prepare.add_argument("--features", choices=("full", "tiny"), default="full",
                          help="full: 51 x 128 patches, as published\ntiny: 11 x 32, for --preset tiny (default: %(default)s)")  # fmt: skip
     prepare.add_argument("--embedding", choices=EMBEDDINGS, default=FeatureConfig.embedding,
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> None:
     console = Console(options.quiet)
     if options.songs is not None and options.songs < 3:
         raise UsageError("--songs must be 3 or more, one each for training, validation and test")
+    if options.out is None and options.corpus == "vgmidi":
+        raise UsageError("--out is needed: the folder for prepared data, and for what is rendered")
     if options.out is None and not options.check:
         raise UsageError("--out is needed: the folder for prepared data (or --check, to look only)")
     corpus = _read_annotated(options, console)
@@ -176,6 +179,8 @@ def _read_annotated(options: argparse.Namespace, console: Console) -> AnnotatedC
                 f"--{option.replace('_', '-')} is for {' and '.join(OWN_TABLES)}, tables of one's own; what "
                 f"{options.corpus} means is known"
             )
+    if options.name is not None and options.corpus not in OWN_TABLES:
+        raise UsageError(f"--name is for {' and '.join(OWN_TABLES)}; {options.corpus} has one")
     if options.dimension is not None and options.corpus != "wide":
         raise UsageError("--dimension is for wide, tables of one dimension")
     return READERS[options.corpus](options, console)
@@ -228,8 +233,6 @@ def _read_vgmidi(options: argparse.Namespace, console: Console) -> AnnotatedCorp
     from data_prep.midi import RENDERED, render_songs
     from data_prep.vgmidi import read_vgmidi
 
-    if options.out is None:
-        raise UsageError("--out is needed: vgmidi's pieces are rendered into OUT/vgmidi/rendered")
     corpus = read_vgmidi(options.root, flat=options.flat or "keep")
     with console.counter("rendering", "song") as progress:
         return render_songs(
