@@ -1,10 +1,10 @@
 """MAML in second order, beside learn2learn, higher and TorchOpt as their users write it: speed, memory, same gradients.
 
 Claim: on two CPU cores a meta-step of `dsaml_jax.meta`, one compiled program, is 10 to 50 times as fast as their loops
-over tasks and inner steps where operations are small. With convolutions it is a quarter to a half as fast, for XLA computes
+over tasks and inner steps where operations are small. With convolutions it is 0.3 to 0.6 times as fast, for XLA computes
 those slowly on a CPU and more slowly in a loop; written as patches and a product (`dsaml_jax.meta, products`: the same
-numbers) it is four times as fast. With all tasks side by side it needs about the memory that learn2learn and higher need for
-one task after the other.
+numbers) it is 2.6 to 5 times as fast. With all tasks side by side it needs about the memory that learn2learn and higher
+need for one task after the other.
 Command: `python experiments/benchmarks/meta_libraries.py`, after `pip install ./dsaml_jax/meta torch higher torchopt`.
 learn2learn 0.2.0 does not build on Python 3.11 and later as it is, because the C files that it ships are too old. Delete them,
 translate again (`cython -3 learn2learn/data/*.pyx`, Cython below 3), then `pip install --no-deps --no-build-isolation .`; it
