@@ -321,6 +321,8 @@ def test_bad_requests(small_data, tmp_path, capsys):
     data = ["--data", str(small_data[1]), "--quick", *out]
     assert main(["experiment", "dmer", "--dataset", "deam", *data]) == 2
     assert "holds synthetic" in capsys.readouterr().err
+    assert main(["experiment", "dmer", *data, "--protocol", "reference"]) == 2
+    assert "dmer is judged by clean" in capsys.readouterr().err
     assert main(["experiment", "dmer", *data, "--set=model.depth=3"]) == 2
     assert "unknown setting" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

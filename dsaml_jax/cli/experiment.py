@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ def add(register: Register) -> None:
                                  "(default: its own split, or 5 folds where that leaves nobody to be judged)")  # fmt: skip
     experiment.add_argument("--out", type=Path, required=True, help="folder for models, tables and figures")  # fmt: skip
     experiment.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N-1 of training (default: the scale's)")  # fmt: skip
+    experiment.add_argument("--protocol", choices=("clean", "reference"), help="judge by this one alone (default: by all of the experiment's)")  # fmt: skip
     size = experiment.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the smallest that runs: to try it, the numbers mean nothing")  # fmt: skip
     size.add_argument("--standard", action="store_true", help="what two cores manage, for --features tiny (default without --data)")  # fmt: skip
@@ -58,6 +60,12 @@ def run(options: argparse.Namespace) -> None:
     experiment: Experiment = importlib.import_module(
         f"experiments.{NAMES[options.name]}"
     ).experiment()
+    if options.protocol is not None:
+        if options.protocol not in experiment.protocols:
+            raise UsageError(
+                f"--protocol {options.protocol}: {options.name} is judged by {' and '.join(experiment.protocols)}"
+            )
+        experiment = dataclasses.replace(experiment, protocols=(options.protocol,))
     runner = Runner(
         options.name, experiment, scale, corpus, options.out,
         seeds=options.seeds or scale.seeds, settings=tuple(options.set), console=console,
@@ -72,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
     sizes = (("--quick", options.quick), ("--standard", options.standard), ("--full", options.full))
     words += [word for word, given in sizes if given]
     words += [] if options.folds is None else ["--folds", str(options.folds)]
+    words += [] if options.protocol is None else ["--protocol", options.protocol]
     words += [f"--set={setting}" for setting in options.set]
     page = write_outcomes(runner, outcomes, shlex.join(words))
     console.say(
