@@ -8,7 +8,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
+import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -347,3 +351,26 @@ def test_too_few_songs_for_a_task_are_said_before_the_first_training(small_data,
     runner = Runner("pdmer", experiments.pdmer.experiment(), QUICK, corpus, tmp_path, seeds=1, settings=settings)  # fmt: skip
     with pytest.raises(UsageError, match="no annotator has 99 songs here.*--set meta.min_songs="):
         runner.judging()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the memory maps of Linux")
+def test_trainings_leave_no_programs_behind(small_data, tmp_path, monkeypatch):
+    """Hundreds of them are compiled by an experiment of many folds, and a process has room for some thousand maps."""
+    import experiments.dmer
+
+    def maps():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    program = jax.jit(lambda x: jnp.tanh(x @ x.T).sum())
+
+    def compile_many(*_):
+        for size in range(1, 60):
+            program(jnp.ones((size, size)))
+        found.append(maps())
+
+    found = []
+    monkeypatch.setattr("dsaml_jax.experiment.running.train", compile_many)
+    corpus = read_corpus(small_data[1])
+    runner = Runner("dmer", experiments.dmer.experiment(), QUICK, corpus, tmp_path, seeds=1, settings=SMALL_MODEL)  # fmt: skip
+    runner.train_all()
+    assert maps() < min(found) - 100  # about eight for each program

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_prep.base import replacing
@@ -199,6 +200,7 @@ class Runner:
         workdir = self.run_folder(name, seed, fold)
         self.console.say(f"[seed {seed}] {training.task.upper()}: {name}, in {workdir}")
         train(self.config(name, seed, fold), self.corpus, workdir, self.console)
+        _let_programs_go()
 
     def model(self, training: str, seed: int, fold: Fold | None = None) -> LoadedModel:
         """A trained model, by its best checkpoint on validation; of the first fold where none is named."""
@@ -233,6 +235,7 @@ class Runner:
                 pooled([self._judge(name, method, protocol, seed, fold) for fold in self.folds])
                 for seed in seeds
             ]
+            _let_programs_go()
         trials = [self.trial("test", protocol, 1, fold) for fold in self.folds]
         facts = {
             "corpus": f"{self.corpus.name}, {len(self.corpus.song_ids)} songs",
@@ -361,6 +364,11 @@ def _who(judgings: Sequence[Judging]) -> dict[str, str]:
         "left out": "; ".join(f"{count}: {why}" for why, count in left_out.items() if count)
         or "nobody",
     }
+
+
+def _let_programs_go() -> None:
+    """Forgets compiled programs: on Linux each keeps some memory maps, of which a process may have 65,530."""
+    jax.clear_caches()
 
 
 def _whole(config: RunConfig, steps: float) -> int:
