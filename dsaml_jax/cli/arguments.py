@@ -14,6 +14,9 @@ from data_prep.curves import MAX_GAP_SECONDS
 from data_prep.shards import STREAM_ABOVE_GB
 from dsaml_jax.pretrained import MODEL
 
+PROTOCOLS = ("clean", "reference")
+"""Of judging. Not from :mod:`dsaml_jax.config`, which imports JAX: help and wrong arguments are answered without it."""
+
 Register = Callable[..., argparse.ArgumentParser]
 """`(name, run, summary, more="", *, goes_on=False) -> parser`: makes a command of `dsaml`; see :mod:`dsaml_jax.cli.entry`."""
 

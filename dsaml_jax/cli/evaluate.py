@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dsaml_jax.evaluation import Evaluation
     from dsaml_jax.progress import Console
 
-from dsaml_jax.cli.arguments import Register, add_data, add_folds, add_stream_above
+from dsaml_jax.cli.arguments import PROTOCOLS, Register, add_data, add_folds, add_stream_above
 
 
 def add(register: Register) -> None:
@@ -24,7 +24,7 @@ def add(register: Register) -> None:
                         "are judged then, or those of --folds and --fold.")  # fmt: skip
     add_data(evaluate)
     evaluate.add_argument("--workdir", type=Path, required=True, help="folder of the run; results go there")  # fmt: skip
-    evaluate.add_argument("--protocol", choices=("clean", "reference"),
+    evaluate.add_argument("--protocol", choices=PROTOCOLS,
                           help="clean: unseen songs and annotators, adapt on another song (default: as trained)\nreference: as published, adapt on the first 30 s of a song, judge the rest")  # fmt: skip
     add_folds(evaluate)
     add_stream_above(evaluate)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsaml_jax.experiment import Experiment, Scale
     from dsaml_jax.progress import Console
 
-from dsaml_jax.cli.arguments import OneCorpus, Register, positive
+from dsaml_jax.cli.arguments import PROTOCOLS, OneCorpus, Register, positive
 from experiments import NAMES as EXPERIMENTS
 
 
@@ -34,7 +34,7 @@ def add(register: Register) -> None:
                                  "(default: its own split, or 5 folds where that leaves nobody to be judged)")  # fmt: skip
     experiment.add_argument("--out", type=Path, required=True, help="folder for models, tables and figures")  # fmt: skip
     experiment.add_argument("--seeds", type=positive, metavar="N", help="seeds 0 to N-1 of training (default: the scale's)")  # fmt: skip
-    experiment.add_argument("--protocol", choices=("clean", "reference"), help="judge by this one alone (default: by all of the experiment's)")  # fmt: skip
+    experiment.add_argument("--protocol", choices=PROTOCOLS, help="judge by this one alone (default: by all of the experiment's)")  # fmt: skip
     size = experiment.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the smallest that runs: to try it, the numbers mean nothing")  # fmt: skip
     size.add_argument("--standard", action="store_true", help="what two cores manage, for --features tiny (default without --data)")  # fmt: skip

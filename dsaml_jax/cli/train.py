@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsaml_jax.cli.arguments import Register, add_data, add_folds, add_stream_above, positive
+from dsaml_jax.cli.arguments import (
+    PROTOCOLS,
+    Register,
+    add_data,
+    add_folds,
+    add_stream_above,
+    positive,
+)
 from dsaml_jax.errors import UsageError
 
 
@@ -19,7 +26,7 @@ def add(register: Register) -> None:
     add_stream_above(train)
     train.add_argument("--task", choices=("pdmer", "dmer"),
                        help="pdmer: meta-learning over annotators (default)\ndmer: the mean curve")  # fmt: skip
-    train.add_argument("--protocol", choices=("clean", "reference"),
+    train.add_argument("--protocol", choices=PROTOCOLS,
                        help="clean: hold out people and songs (default)\nreference: as published, hold out songs alone; DMER then learns the corpus's own mean curves.\nPDMER takes people with more than 15 songs with --preset reference")  # fmt: skip
     add_folds(train)
     train.add_argument("--steps", type=int, help="optimiser steps (default: the preset's)")
